@@ -1,0 +1,256 @@
+"""All settings in one place: ``CALOTYPE_<NAME>`` environment variables, read once at start.
+
+Every field of :class:`Settings` is one variable; its ``doc`` is what `docs/settings.md` prints. A secret may also be
+given as a file by ``CALOTYPE_<NAME>_FILE``. An unknown ``CALOTYPE_*`` name or a bad value raises
+:class:`~calotype.errors.SettingsError`, which names the variable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from calotype.errors import SettingsError
+
+PREFIX = "CALOTYPE_"
+#: Names that belong to the test suite and to the Makefile, not to the product.
+FOREIGN = frozenset({"CALOTYPE_REQUIRE"})
+
+
+def _text(value: str) -> str:
+    return value
+
+
+def _flag(value: str) -> bool:
+    known = {
+        "1": True,
+        "true": True,
+        "yes": True,
+        "on": True,
+        "0": False,
+        "false": False,
+        "no": False,
+        "off": False,
+    }
+    if value.lower() not in known:
+        raise ValueError("must be true or false")
+    return known[value.lower()]
+
+
+def _positive(value: str) -> float:
+    number = float(value)
+    if not 0 < number < float("inf"):
+        raise ValueError("must be a positive number")
+    return number
+
+
+def _count(value: str) -> int:
+    number = int(value)
+    if number <= 0:
+        raise ValueError("must be a positive whole number")
+    return number
+
+
+def _port(value: str) -> int:
+    number = int(value)
+    # A larger one would silently be taken modulo 65536.
+    if not 0 < number < 65_536:
+        raise ValueError("must be a whole number from 1 to 65535")
+    return number
+
+
+def _path(value: str) -> Path:
+    return Path(value).expanduser()
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if value not in allowed:
+            raise ValueError(f"must be one of {', '.join(allowed)}")
+        return value
+
+    return parse
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def parse(value: str) -> str:
+        if urlsplit(value).scheme not in schemes:
+            raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return value
+
+    return parse
+
+
+def _setting(parse: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False) -> Any:
+    return dataclasses.field(default=default, metadata={"parse": parse, "doc": doc, "secret": secret})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What the operator decided. Sizes are bytes, times are seconds."""
+
+    # Services
+    database_url: str | None = _setting(
+        _url("postgresql", "postgres", "postgresql+psycopg"), None, "Postgres; the truth.", secret=True
+    )
+    broker_url: str | None = _setting(
+        _url("redis", "rediss"), None, "Redis or Valkey; carries doorbells only.", secret=True
+    )
+    s3_endpoint: str | None = _setting(_url("http", "https"), None, "Address of the S3-compatible object store.")
+    s3_public_endpoint: str | None = _setting(
+        _url("http", "https"),
+        None,
+        "Address under which clients see the store; presigned URLs are signed for it.",
+    )
+    s3_access_key: str | None = _setting(_text, None, "Access key of the store.", secret=True)
+    s3_secret_key: str | None = _setting(_text, None, "Secret key of the store.", secret=True)
+    s3_bucket: str = _setting(
+        _text, "calotype", "Bucket that holds everything; `calotype up` makes it when it is missing."
+    )
+    s3_region: str = _setting(_text, "us-east-1", "Region the signatures are made for.")
+    presign_seconds: float = _setting(_positive, 3600.0, "How long a presigned URL is good for (at most 7 days).")
+
+    # HTTP
+    bind_host: str = _setting(_text, "127.0.0.1", "Address the API listens on.")
+    port: int = _setting(_port, 8080, "Port the API listens on.")
+    api_workers: int = _setting(_count, 1, "Server processes of the API.")
+    api_threads: int = _setting(_count, 16, "Threads of each server process.")
+    api_connections: int = _setting(
+        _count, 3000, "Connections a server process accepts; must exceed the threads, idle streams count."
+    )
+    max_body_bytes: int = _setting(_count, 1 << 20, "Largest JSON body.")
+    max_upload_bytes: int = _setting(_count, 2 << 30, "Largest dataset archive.")
+    database_pool: int = _setting(_count, 10, "Postgres connections of a process.")
+
+    # Limits of datasets and images
+    max_pixels: int = _setting(_count, 64_000_000, "Largest image, width times height.")
+    max_dataset_images: int = _setting(_count, 200_000, "Most images of a dataset.")
+    max_dataset_bytes: int = _setting(_count, 20 << 30, "Most bytes of a dataset, unpacked.")
+
+    # Leases
+    lease_seconds: float = _setting(_positive, 60.0, "How long a claim holds without a heartbeat.")
+    heartbeat_seconds: float = _setting(_positive, 10.0, "How often a worker renews its leases.")
+    cancel_poll_seconds: float = _setting(_positive, 1.0, "How often a worker asks whether its job was canceled.")
+    idle_poll_seconds: float = _setting(_positive, 2.0, "How often an idle worker looks for work by itself (jittered).")
+    stall_seconds: float = _setting(_positive, 900.0, "A job that shows no life this long ends its worker process.")
+    shutdown_seconds: float = _setting(_positive, 60.0, "Grace a stopping worker gives its job to checkpoint.")
+    retry_seconds: float = _setting(_positive, 10.0, "First backoff after a retryable failure; doubles, with jitter.")
+    reconcile_seconds: float = _setting(_positive, 5.0, "How often the reconciler makes its round.")
+    orphan_seconds: float = _setting(_positive, 3600.0, "Age after which an unreferenced object is collected.")
+    idempotency_seconds: float = _setting(_positive, 86_400.0, "How long an idempotency key is remembered.")
+
+    # Workers
+    cache_dir: Path = _setting(_path, Path("~/.cache/calotype").expanduser(), "Model and dataset cache of this node.")
+    cache_bytes: int = _setting(_count, 100 << 30, "Largest size of that cache.")
+    memory_bytes: int = _setting(_count, 8 << 30, "Memory budget of the models a worker keeps loaded.")
+    device: str = _setting(_choice("auto", "cpu", "cuda"), "auto", "Where workers compute.")
+    heartbeat_file: Path | None = _setting(_path, None, "A worker touches this file while it is alive (probes).")
+    hub_url: str | None = _setting(_url("http", "https"), None, "A model hub mirror.")
+    hub_token: str | None = _setting(_text, None, "Token for gated models.", secret=True)
+
+    # First start
+    bootstrap_key: str | None = _setting(
+        _text, None, "The first admin key, for a database that has no key yet.", secret=True
+    )
+
+    # Clients and the embedded stack
+    url: str | None = _setting(_url("http", "https"), None, "The API that the command line and the client talk to.")
+    api_key: str | None = _setting(_text, None, "The key they use.", secret=True)
+    data_dir: Path = _setting(_path, Path(".calotype"), "Where the embedded stack keeps its data.")
+
+    # Logs
+    log_format: str = _setting(_choice("auto", "json", "text"), "auto", "JSON lines, or text when on a terminal.")
+    log_level: str = _setting(_choice("debug", "info", "warning", "error"), "info", "Least level that is logged.")
+
+    def __repr__(self) -> str:
+        shown = []
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            hidden = setting.metadata["secret"] and value is not None
+            shown.append(f"{setting.name}={'***' if hidden else repr(value)}")
+        return f"Settings({', '.join(shown)})"
+
+    def require(self, *names: str) -> None:
+        """Raises :class:`SettingsError` naming the first of ``names`` that is not set."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise SettingsError(
+                    f"{PREFIX}{name.upper()} is not set; it is needed here. {documentation(name)} "
+                    "`calotype up` sets it for the processes it starts."
+                )
+
+
+def documentation(name: str) -> str:
+    """The one-line description of a setting."""
+    return str(Settings.__dataclass_fields__[name].metadata["doc"])
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Reads every ``CALOTYPE_*`` variable of ``environ`` (the process's own when None).
+
+    Raises:
+        SettingsError: an unknown name or a bad value; says which, and what is near.
+    """
+    source = os.environ if environ is None else environ
+    known = {f"{PREFIX}{f.name.upper()}": f for f in dataclasses.fields(Settings)}
+    values: dict[str, Any] = {}
+    for variable in sorted(name for name in source if name.startswith(PREFIX) and name not in FOREIGN):
+        field = known.get(variable) or _secret_file(variable, known)
+        if field is None:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.8)
+            hint = f" Did you mean {near[0]}?" if near else " See docs/settings.md for the names."
+            raise SettingsError(f"{variable} is not a setting of Calotype.{hint}")
+        if field.name in values:
+            raise SettingsError(f"{PREFIX}{field.name.upper()} is given twice, as a value and as a file; keep one.")
+        text = source[variable] if variable in known else _read_secret(variable, source[variable])
+        try:
+            values[field.name] = field.metadata["parse"](text)
+        except ValueError as exc:
+            shown = "the value" if field.metadata["secret"] else repr(text)
+            raise SettingsError(f"{variable}: {shown} is not valid: {exc}.") from exc
+    settings = Settings(**values)
+    _check_together(settings)
+    return settings
+
+
+def _secret_file(variable: str, known: Mapping[str, dataclasses.Field[Any]]) -> dataclasses.Field[Any] | None:
+    field = known.get(variable.removesuffix("_FILE")) if variable.endswith("_FILE") else None
+    return field if field is not None and field.metadata["secret"] else None
+
+
+def _read_secret(variable: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise SettingsError(f"{variable}: cannot read {path}: {exc.strerror}.") from exc
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.heartbeat_seconds * 2 > settings.lease_seconds:
+        raise SettingsError(
+            f"CALOTYPE_HEARTBEAT_SECONDS ({settings.heartbeat_seconds:g}) must be at most half of "
+            f"CALOTYPE_LEASE_SECONDS ({settings.lease_seconds:g}), or one late heartbeat loses a lease."
+        )
+    if settings.api_connections <= settings.api_threads:
+        raise SettingsError(
+            f"CALOTYPE_API_CONNECTIONS ({settings.api_connections}) must exceed CALOTYPE_API_THREADS "
+            f"({settings.api_threads}), or idle streams starve requests."
+        )
+    if not 1 <= settings.presign_seconds <= 7 * 86_400:
+        raise SettingsError("CALOTYPE_PRESIGN_SECONDS must be from 1 to 604800 (7 days); S3 allows no more.")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The ``CALOTYPE_*`` variables that give ``settings`` again; how a parent hands them to a child process."""
+    result = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if value is not None and value != field.default:
+            result[f"{PREFIX}{field.name.upper()}"] = str(value)
+    return result

@@ -1,0 +1,28 @@
+"""What may be asked: one pydantic model a kind and family. Input is rejected, never repaired."""
+
+from calotype.specs.benchmark import METRICS, Benchmark, BenchmarkInput, Contender
+from calotype.specs.common import MAX_SEED, Adapter, Request
+from calotype.specs.diffusion import (
+    DiffusionGenerate,
+    DiffusionGenerateInput,
+    DiffusionTrain,
+    DiffusionTrainInput,
+)
+from calotype.specs.request import JobRequest, parse, request_schemas
+
+__all__ = [
+    "MAX_SEED",
+    "METRICS",
+    "Adapter",
+    "Benchmark",
+    "BenchmarkInput",
+    "Contender",
+    "DiffusionGenerate",
+    "DiffusionGenerateInput",
+    "DiffusionTrain",
+    "DiffusionTrainInput",
+    "JobRequest",
+    "Request",
+    "parse",
+    "request_schemas",
+]

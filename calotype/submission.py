@@ -1,0 +1,177 @@
+"""From a valid request to a complete job: references pinned, defaults filled in, limits checked, seed drawn.
+
+What a worker later sees in ``job.spec`` leaves nothing open, so that the same spec makes the same images again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from calotype import datasets, registry
+from calotype.errors import FieldError, Invalid, NotFound
+from calotype.ids import draw_seed
+from calotype.init_images import check_init_image
+from calotype.jobs import Family, Kind
+from calotype.queue import NewJob
+from calotype.registry import ModelVersion
+from calotype.sizes import Sizes
+from calotype.specs import Adapter, Benchmark, DiffusionGenerate, DiffusionTrain, JobRequest
+
+Loc = tuple[str | int, ...]
+
+
+def prepare(conn: sa.Connection, tenant_id: UUID, request: JobRequest) -> NewJob:
+    """Completes a request for :func:`calotype.queue.submit`. Writes nothing.
+
+    Raises:
+        Invalid: the model cannot do what is asked, or is of another family; names the field and the nearest value.
+        NotFound: the tenant has no such model, dataset or image.
+    """
+    model: str | None
+    if isinstance(request, DiffusionGenerate):
+        model, spec = _generate(conn, tenant_id, request)
+    elif isinstance(request, DiffusionTrain):
+        model, spec = _train(conn, tenant_id, request)
+    else:
+        model, spec = _benchmark(conn, tenant_id, request)
+    return NewJob(
+        tenant_id=tenant_id,
+        kind=Kind(request.kind),
+        family=Family(request.family),
+        model=model,
+        spec=spec,
+        priority=request.priority,
+        max_attempts=request.max_attempts,
+        deadline_seconds=request.deadline_seconds,
+        timeout_seconds=request.timeout_seconds,
+        metadata=request.metadata,
+    )
+
+
+def _generate(conn: sa.Connection, tenant_id: UUID, request: DiffusionGenerate) -> tuple[str, dict[str, Any]]:
+    model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
+    sizes = Sizes.of(base.parameters)
+    given = request.input
+    width, height = given.width or sizes.default_width, given.height or sizes.default_height
+    sizes.check(width, ("input", "width"))
+    sizes.check(height, ("input", "height"))
+    changes: dict[str, Any] = {
+        "width": width,
+        "height": height,
+        **_sampling(base, given.steps, given.guidance_scale, ("input",)),
+        "seed": draw_seed() if given.seed is None else given.seed,
+        "adapters": _adapters(conn, tenant_id, given.adapters, base, ("input", "adapters")),
+    }
+    if given.init_image is not None:
+        changes["init_image"] = check_init_image(conn, tenant_id, given.init_image)
+        changes["strength"] = 0.6 if given.strength is None else given.strength
+    return model.ref, _spec(request, model=model.ref, input=changes)
+
+
+def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> tuple[str, dict[str, Any]]:
+    model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
+    if model.architecture == "lora":
+        raise _wrong(("model",), f"{model.ref} is an adapter; train from the model it fits, {model.base}")
+    given = request.input
+    resolution = given.resolution or Sizes.of(base.parameters).default_width
+    Sizes.of(base.parameters).check(resolution, ("input", "resolution"))
+    if registry.is_taken(conn, tenant_id, given.output_model, Family(request.family)):
+        raise _wrong(
+            ("input", "output_model"),
+            f"{given.output_model!r} is a shared model or one of another family; choose another name",
+        )
+    dataset = _dataset(conn, tenant_id, given.dataset)
+    if given.label is not None and given.label not in dataset.labels:
+        known = ", ".join(dataset.labels[:20]) or "none"
+        raise _wrong(("input", "label"), f"{dataset.id} has no label {given.label!r}; it has: {known}")
+    changes = {
+        "dataset": dataset.id,
+        "resolution": resolution,
+        "alpha": float(given.rank) if given.alpha is None else given.alpha,
+        "seed": draw_seed() if given.seed is None else given.seed,
+    }
+    return model.ref, _spec(request, model=model.ref, input=changes)
+
+
+def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> tuple[None, dict[str, Any]]:
+    contenders = []
+    for index, contender in enumerate(request.input.contenders):
+        here: Loc = ("input", "contenders", index)
+        model, base = _model_and_base(conn, tenant_id, contender.model, contender.family, (*here, "model"))
+        contenders.append(
+            {
+                **contender.model_dump(mode="json"),
+                "model": model.ref,
+                "name": contender.name or contender.model,
+                "adapters": _adapters(conn, tenant_id, contender.adapters, base, (*here, "adapters")),
+                **_sampling(base, contender.steps, contender.guidance_scale, here),
+            }
+        )
+    seed = request.input.seed
+    changes = {
+        "contenders": contenders,
+        "dataset": _dataset(conn, tenant_id, request.input.dataset).id,
+        "seed": draw_seed() if seed is None else seed,
+    }
+    return None, _spec(request, input=changes)
+
+
+def _spec(request: JobRequest, *, input: Mapping[str, Any], **changes: Any) -> dict[str, Any]:  # noqa: A002
+    whole = request.model_dump(mode="json")
+    return {**whole, **changes, "input": {**whole["input"], **input}}
+
+
+def _model_and_base(
+    conn: sa.Connection, tenant_id: UUID, ref: str, family: str, loc: Loc
+) -> tuple[ModelVersion, ModelVersion]:
+    """The version that is asked for, and the one whose sizes count: an adapter's base, else itself."""
+    try:
+        model = registry.find_version(conn, tenant_id, ref, hold=True)
+    except NotFound as exc:
+        raise _wrong(loc, exc.detail, code="unknown_model") from exc
+    if model.family != family:
+        raise _wrong(loc, f"{model.ref} is a {model.family} model; name a {family} model or set family to it")
+    if model.base is None:
+        return model, model
+    return model, registry.find_version(conn, tenant_id, model.base, hold=True)
+
+
+def _adapters(
+    conn: sa.Connection, tenant_id: UUID, adapters: tuple[Adapter, ...], base: ModelVersion, loc: Loc
+) -> list[dict[str, Any]]:
+    pinned = []
+    for index, adapter in enumerate(adapters):
+        try:
+            version = registry.find_version(conn, tenant_id, adapter.model, hold=True)
+        except NotFound as exc:
+            raise _wrong((*loc, index, "model"), exc.detail, code="unknown_model") from exc
+        if version.base is None:
+            raise _wrong((*loc, index, "model"), f"{version.ref} is not an adapter; name one made by a LoRA train job")
+        if version.base != base.ref:
+            raise _wrong((*loc, index, "model"), f"{version.ref} fits {version.base}, not {base.ref}")
+        pinned.append({"model": version.ref, "scale": adapter.scale})
+    return pinned
+
+
+def _sampling(base: ModelVersion, steps: int | None, guidance: float | None, loc: Loc) -> dict[str, Any]:
+    most = int(base.parameters.get("max_steps", 1000))
+    chosen = steps or int(base.parameters.get("default_steps", 28))
+    if chosen > most:
+        raise _wrong((*loc, "steps"), f"{base.ref} does at most {most} steps, got {chosen}")
+    default_guidance = float(base.parameters.get("default_guidance_scale", 4.0))
+    return {"steps": chosen, "guidance_scale": default_guidance if guidance is None else guidance}
+
+
+def _dataset(conn: sa.Connection, tenant_id: UUID, ref: str) -> datasets.Dataset:
+    try:
+        return datasets.find_dataset(conn, tenant_id, ref, hold=True)
+    except NotFound as exc:
+        raise _wrong(("input", "dataset"), exc.detail, code="unknown_dataset") from exc
+
+
+def _wrong(loc: Loc, message: str, *, code: str | None = None) -> Invalid:
+    return Invalid(errors=[FieldError(loc=loc, msg=message)], code=code)

@@ -1,0 +1,1 @@
+"""Numbered migrations, run by :func:`calotype.database.migrate`."""
