@@ -1,0 +1,1 @@
+"""The HTTP API: Flask views over :mod:`calotype`. It knows neither workers nor tensors."""

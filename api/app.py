@@ -1,0 +1,58 @@
+"""The Flask application."""
+
+from __future__ import annotations
+
+import threading
+
+import sqlalchemy as sa
+from flask import Flask
+
+from api import document, errors, metrics, observe, pages
+from api.resources import admin, datasets, fleet, jobs, models, service
+from api.services import EXTENSION, Services
+from api.uploads import UploadRequest
+from calotype.artifacts import ObjectStore
+from calotype.database import connect_engine
+from calotype.doorbell import Doorbell
+from calotype.settings import Settings
+
+#: Text fields of a form around an uploaded file; none of ours is long.
+MAX_FORM_TEXT_BYTES = 64 << 10
+MAX_FORM_PARTS = 8
+
+
+def create_app(
+    settings: Settings,
+    engine: sa.Engine | None = None,
+    store: ObjectStore | None = None,
+    doorbell: Doorbell | None = None,
+) -> Flask:
+    """The application; makes the connections that are not given from ``settings``. Connects at first use."""
+    app = Flask("api", static_folder=None)
+    app.request_class = UploadRequest
+    app.url_map.strict_slashes = True
+    app.config.update(
+        MAX_CONTENT_LENGTH=settings.max_body_bytes,
+        MAX_FORM_MEMORY_SIZE=MAX_FORM_TEXT_BYTES,
+        MAX_FORM_PARTS=MAX_FORM_PARTS,
+        PROVIDE_AUTOMATIC_OPTIONS=False,
+    )
+    here = Services(
+        settings=settings,
+        engine=engine or connect_engine(settings, application_name="calotype-api"),
+        store=store or ObjectStore(settings),
+        doorbell=doorbell or Doorbell(settings),
+        # A quarter of the threads is never lent to long polls.
+        waiters=threading.BoundedSemaphore(max(1, settings.api_threads * 3 // 4)),
+    )
+    app.extensions[EXTENSION] = here
+    registry = metrics.make_registry(here.engine)
+    app.extensions[service.METRICS_REGISTRY] = registry
+    app.extensions[service.PROBES] = service.make_probes(here)
+    observe.install(app, registry)
+    errors.install(app)
+    for part in (jobs, datasets, models, fleet, admin):
+        app.register_blueprint(part.blueprint, url_prefix="/v1")
+    for open_part in (service, document, pages):
+        app.register_blueprint(open_part.blueprint)
+    return app

@@ -1,0 +1,142 @@
+"""Request bodies that a fresh installation accepts as they stand; `/openapi.json` shows them."""
+
+from __future__ import annotations
+
+from api.calls import Example
+
+JOB_EXAMPLES = (
+    Example(
+        name="generate",
+        summary="four images from a prompt",
+        value={
+            "kind": "generate",
+            "family": "diffusion",
+            "model": "starter-diffusion",
+            "input": {"prompt": "blue bird logo", "num_images": 4, "seed": 42},
+        },
+    ),
+    Example(
+        name="generate_in_full",
+        summary="with everything said",
+        value={
+            "kind": "generate",
+            "family": "diffusion",
+            "model": "starter-diffusion",
+            "input": {
+                "prompt": "blue bird logo",
+                "negative_prompt": "",
+                "num_images": 4,
+                "width": 64,
+                "height": 64,
+                "steps": 20,
+                "guidance_scale": 4.0,
+                "seed": 42,
+            },
+            "priority": 7,
+            "max_attempts": 3,
+            "deadline_seconds": 600,
+            "timeout_seconds": 600,
+            "metadata": {"campaign": "spring"},
+        },
+    ),
+    Example(
+        name="train_lora",
+        summary="fine-tune a model with a LoRA",
+        value={
+            "kind": "train",
+            "family": "diffusion",
+            "model": "starter-diffusion",
+            "input": {
+                "dataset": "starter-brand",
+                "method": "lora",
+                "rank": 16,
+                "steps": 100,
+                "batch_size": 8,
+                "learning_rate": 0.0001,
+                "resolution": 64,
+                "mixed_precision": "no",
+                "checkpoint_every": 50,
+                "validation_prompts": ["blue bird logo"],
+                "seed": 0,
+                "output_model": "my-brand",
+            },
+        },
+    ),
+    Example(
+        name="benchmark",
+        summary="measure a model on your own data",
+        value={
+            "kind": "benchmark",
+            "input": {
+                "contenders": [{"family": "diffusion", "model": "starter-diffusion"}],
+                "dataset": "starter-logos-heldout",
+                "num_samples": 64,
+                "batch_sizes": [1, 8],
+                "metrics": ["latency", "throughput", "memory", "fd", "kid"],
+                "seed": 0,
+            },
+        },
+    ),
+)
+
+TENANT_EXAMPLE = Example(name="tenant", summary="a tenant", value={"name": "brand-studio", "max_queued": 1000})
+TENANT_CHANGE_EXAMPLE = Example(name="change", summary="another limit", value={"max_queued": 5000})
+KEY_EXAMPLE = Example(
+    name="key",
+    summary="a key for an application",
+    value={"tenant": "brand-studio", "name": "web shop", "scopes": ["jobs:read", "jobs:write"]},
+)
+UPLOAD_EXAMPLE = Example(name="upload", summary="announce a large archive", value={"name": "brand-logos"})
+MODEL_EXAMPLES = (
+    Example(
+        name="hub",
+        summary="from a model hub, pinned to a revision",
+        value={
+            "name": "sd35-medium",
+            "family": "diffusion",
+            "architecture": "sd3",
+            "source": {
+                "type": "hub",
+                "repo": "stabilityai/stable-diffusion-3.5-medium",
+                "revision": "b940f670f0eda2d07fbb75229e779da1ad11eb80",
+            },
+            "licence": "stabilityai-ai-community",
+            "parameters": {
+                "default_width": 1024,
+                "default_height": 1024,
+                "size_multiple": 16,
+                "min_size": 256,
+                "max_size": 1440,
+                "default_steps": 28,
+                "max_steps": 100,
+                "default_guidance_scale": 4.5,
+                "max_text_tokens": 256,
+            },
+        },
+    ),
+    Example(
+        name="s3",
+        summary="from files that are in the object store",
+        value={
+            "name": "brand-model",
+            "family": "diffusion",
+            "architecture": "sd3",
+            "source": {
+                "type": "s3",
+                "prefix": "tenants/0198a000-0000-7000-8000-000000000000/imports/brand-model/",
+            },
+            "licence": "proprietary",
+            "parameters": {
+                "default_width": 64,
+                "default_height": 64,
+                "size_multiple": 8,
+                "min_size": 32,
+                "max_size": 128,
+                "default_steps": 20,
+                "max_steps": 200,
+                "default_guidance_scale": 3.5,
+                "max_text_tokens": 16,
+            },
+        },
+    ),
+)

@@ -1,0 +1,171 @@
+"""gunicorn, configured by :mod:`calotype.settings` alone: no configuration file, no command line."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import socket
+import uuid
+from http import HTTPStatus
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
+from gunicorn.http.errors import LimitRequestHeaders, LimitRequestLine, ParseException
+from gunicorn.util import write_nonblock
+from gunicorn.workers.gthread import ThreadWorker
+
+from calotype.errors import CalotypeError
+from calotype.settings import Settings
+
+# The parent process only watches its children: what they need is not loaded into it.
+if TYPE_CHECKING:
+    from flask import Flask
+
+    from api.services import Services
+
+#: Statuses and codes of requests that cannot be parsed; any other is simply malformed.
+UNPARSED = {LimitRequestLine: (414, "uri_too_long"), LimitRequestHeaders: (431, "headers_too_large")}
+#: Connections that wait to be accepted.
+BACKLOG = 2048
+#: Seconds a stopping process gives the requests it is answering. Long polls end at once.
+GRACEFUL_SECONDS = 30
+#: Seconds an idle connection is kept for its next request; longer than usual load balancers keep theirs.
+KEEPALIVE_SECONDS = 75
+
+
+class AddressUnavailable(CalotypeError):
+    """The API cannot listen on its address."""
+
+    code = "address_unavailable"
+    title = "Address unavailable"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; bound here since gunicorn tries for five seconds and names no remedy.
+
+    Raises:
+        AddressUnavailable: says why and what to do.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as exc:
+        raise AddressUnavailable(f"cannot listen on {host}:{port}: {_remedy(exc)}") from exc
+    listener.listen(BACKLOG)
+    listener.set_inheritable(True)
+    return listener
+
+
+def _remedy(exc: OSError) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return "another process does. Stop it, or choose another port (CALOTYPE_PORT, `calotype up --port`)."
+    if exc.errno == errno.EACCES:
+        return "ports below 1024 need privileges. Choose another port (CALOTYPE_PORT)."
+    return f"{exc.strerror or exc}. Check CALOTYPE_BIND_HOST and CALOTYPE_PORT."
+
+
+class ServerLog(Logger):  # type: ignore[misc]
+    """gunicorn's own messages, through our log handlers; the access log is that of :mod:`api.observe`."""
+
+    def setup(self, cfg: Any) -> None:
+        self.error_log = logging.getLogger("api.server")
+        self.access_log = logging.getLogger("api.server.access")
+        self.access_log.disabled = True
+
+
+class Worker(ThreadWorker):  # type: ignore[misc]
+    """A gthread worker whose long polls end as soon as it is told to stop."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        here = _services_of(self)
+        if here is not None:
+            here.stopping.set()
+        super().handle_exit(sig, frame)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """Answers a request that is no HTTP, which never reaches the application, as a problem too."""
+        if not isinstance(exc, ParseException):
+            super().handle_error(req, client, addr, exc)
+            return
+        self.log.warning("request is no HTTP", extra={"client": (addr or ("",))[0], "detail": str(exc)})
+        try:
+            write_nonblock(client, _refusal(exc))
+        except OSError:
+            self.log.debug("the client is gone")
+
+
+def _refusal(exc: ParseException) -> bytes:
+    """The whole answer to a request that could not be parsed."""
+    from api.errors import PROBLEM_JSON, problem_body
+
+    status, code = UNPARSED.get(type(exc), (400, "malformed_request"))
+    reason = HTTPStatus(status).phrase
+    body = problem_body(
+        status=status, code=code, title=reason.capitalize(), detail=f"The request is no HTTP: {exc}.", instance="/"
+    )
+    data = json.dumps(body).encode()
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\nConnection: close\r\nContent-Type: {PROBLEM_JSON}\r\n"
+        f"Content-Length: {len(data)}\r\nX-Request-ID: {uuid.uuid4()}\r\n\r\n"
+    )
+    return head.encode("ascii") + data
+
+
+def _close(_arbiter: Any, worker: ThreadWorker) -> None:
+    """Hook of gunicorn, run in a worker process that ends."""
+    here = _services_of(worker)
+    if here is not None:
+        here.close()
+
+
+def _services_of(worker: ThreadWorker) -> Services | None:
+    """The services of the application that ``worker`` has loaded."""
+    if worker.app.callable is None:
+        return None
+    from api.services import EXTENSION
+
+    found: Services = worker.app.callable.extensions[EXTENSION]
+    return found
+
+
+class Server(BaseApplication):  # type: ignore[misc]
+    """Serves :func:`api.app.create_app` on a socket that listens already."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self.settings = settings
+        self.listener = listener
+        super().__init__()
+
+    def load_config(self) -> None:
+        options = {
+            "bind": f"fd://{self.listener.fileno()}",
+            "workers": self.settings.api_workers,
+            "worker_class": Worker,
+            "threads": self.settings.api_threads,
+            # Idle connections count: were this not above the threads, they would starve requests.
+            "worker_connections": self.settings.api_connections,
+            "keepalive": KEEPALIVE_SECONDS,
+            "graceful_timeout": GRACEFUL_SECONDS,
+            # A process whose main loop stands still for this long is replaced; threads do not count.
+            "timeout": 60,
+            "accesslog": None,
+            "logger_class": ServerLog,
+            "proc_name": "calotype-api",
+            "control_socket_disable": True,
+            "worker_exit": _close,
+        }
+        for name, value in options.items():
+            self.cfg.set(name, value)
+
+    def load(self) -> Flask:
+        # In the worker process, after the fork: connections and threads do not survive one.
+        from api.app import create_app
+
+        return create_app(self.settings)

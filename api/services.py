@@ -1,0 +1,41 @@
+"""What the views work with: one object a process, made by :func:`api.app.create_app`."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import cast
+
+import sqlalchemy as sa
+from flask import current_app
+
+from calotype.artifacts import ObjectStore
+from calotype.doorbell import Doorbell
+from calotype.settings import Settings
+
+EXTENSION = "calotype"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Settings and connections of this process."""
+
+    settings: Settings
+    engine: sa.Engine
+    store: ObjectStore
+    doorbell: Doorbell
+    #: Set when the process begins to stop: long polls answer at once.
+    stopping: threading.Event = field(default_factory=threading.Event)
+    #: A permit a long poll, so that they cannot take every thread.
+    waiters: threading.BoundedSemaphore
+
+    def close(self) -> None:
+        """Lets go of threads and connections."""
+        self.stopping.set()
+        self.doorbell.close()
+        self.engine.dispose()
+
+
+def services() -> Services:
+    """The services of the app that handles the present request."""
+    return cast(Services, current_app.extensions[EXTENSION])
