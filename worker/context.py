@@ -1,0 +1,226 @@
+"""What a handler sees of the rest of the system, and what it hands back.
+
+A handler is a function of one argument, `run(ctx: JobContext) -> HandlerResult`. It loads through `ctx.models`, calls
+`ctx.check()` at every step, reports through `ctx.progress()`, writes files under `ctx.workdir`, and returns what is to
+be published. It never touches the job's row: leases, epochs, uploads and final states belong to the drain loop.
+
+To fail, raise `calotype.errors.JobFailed` with a stable code. To be interrupted, let `Interrupted` pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from calotype import datasets, queue, registry
+from calotype.artifacts import ObjectStore
+from calotype.database import transaction
+from calotype.errors import JobFailed, NotFound
+from calotype.jobs import Job, Progress
+from calotype.registry import ModelVersion
+from calotype.settings import Settings
+from calotype.specs import JobRequest
+from worker import checkpoints
+from worker.cache import PATIENCE_SECONDS, ModelCache
+from worker.device import torch_device
+from worker.patience import patiently
+from worker.signals import CancelRequested, Interrupted, LeaseLost, ShuttingDown, Signals
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+__all__ = [
+    "CancelRequested",
+    "Handler",
+    "HandlerResult",
+    "Interrupted",
+    "JobContext",
+    "LeaseLost",
+    "NewModel",
+    "Output",
+    "ShuttingDown",
+]
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that the job publishes as an artifact."""
+
+    #: Unique within the job, e.g. "image-0.png"; the last part of the artifact's object key.
+    name: str
+    path: Path
+    content_type: str
+    #: Pixels; None for anything that is not an image.
+    width: int | None = None
+    height: int | None = None
+    #: The seed that makes this very image again.
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model version that the job made; registered in the transaction that finishes the job."""
+
+    name: str
+    family: str
+    #: "sd3", "lora", …: what the family's loader dispatches on.
+    architecture: str
+    #: "name@version" of the model that an adapter belongs to; None for a complete model.
+    base: str | None
+    licence: str | None
+    #: Defaults and limits that specs are checked against, e.g. `default_width`.
+    parameters: Mapping[str, Any]
+    #: Where it came from, for people: method, dataset, steps.
+    source: Mapping[str, Any]
+    #: All files below become the version's files.
+    directory: Path
+
+
+@dataclass(frozen=True)
+class HandlerResult:
+    """What a handler returns: files to publish, a JSON-able result, perhaps a model."""
+
+    outputs: list[Output]
+    result: dict[str, Any]
+    model: NewModel | None = None
+
+
+@dataclass(kw_only=True)
+class JobContext:
+    """One job's view of the worker."""
+
+    job: Job
+    #: The complete, validated request: sizes, steps and seed are filled in, model references are pinned.
+    spec: JobRequest
+    settings: Settings
+    store: ObjectStore
+    models: ModelCache
+    #: An empty folder of the job's own, removed when the handler has returned.
+    workdir: Path
+    engine: Engine
+    signals: Signals
+    _stage: str = field(default="", init=False)
+    _stage_started: float = field(default=0.0, init=False)
+    _stage_first_step: int = field(default=0, init=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where to compute, by `CALOTYPE_DEVICE`."""
+        return torch_device(self.settings.device)
+
+    def check(self) -> None:
+        """Raise if the job must stop. Cheap (no I/O): call it at every step.
+
+        Raises CancelRequested, LeaseLost or ShuttingDown (all Interrupted), or JobFailed `timeout`.
+        """
+        self.signals.alive()
+        self.signals.raise_if_interrupted()
+        if self.signals.timed_out():
+            raise JobFailed(
+                "timeout",
+                "The job ran out of time",
+                f"It was still running after its timeout_seconds ({self.job.timeout_seconds}). "
+                "Ask for less work or a longer timeout.",
+                retryable=False,
+            )
+
+    def progress(self, step: int, total: int, stage: str) -> None:
+        """Say that `step` of `total` steps of this stage are done.
+
+        Cheap, call it at every step: the lease thread writes the newest about once a second.
+        """
+        self.signals.alive()
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._stage_started, self._stage_first_step = stage, now, step
+        done = step - self._stage_first_step
+        eta = (total - step) * (now - self._stage_started) / done if done > 0 else None
+        fraction = min(1.0, step / total) if total > 0 else 0.0
+        self.signals.unwritten = Progress(fraction=fraction, step=step, total=total, stage=stage, eta_seconds=eta)
+
+    def log(self, message: str) -> None:
+        """A line in the worker's log; the drain loop has put the job's id beside everything logged here."""
+        self.signals.alive()
+        log.info(message)
+
+    def save_checkpoint(self, path: Path, step: int) -> None:
+        """Store a file or a folder as the job's checkpoint at `step`; the previous one is removed afterwards.
+
+        When Postgres or the store cannot be reached the previous checkpoint stays in force and the job goes on: a
+        missed checkpoint costs time after a crash, giving up costs it now. Raises LeaseLost when the job has moved
+        elsewhere.
+        """
+        self.signals.alive()
+        self.job = checkpoints.save(self.engine, self.store, self.job, path, step, self.signals.alive)
+        self.signals.alive()
+
+    def load_checkpoint(self) -> tuple[Path, int] | None:
+        """The newest checkpoint, fetched into `workdir`, and its step; None: begin at the beginning."""
+        folder = self.workdir / "checkpoint"
+        return self._patiently("checkpoint", lambda: checkpoints.load(self.store, self.job, folder, self.check))
+
+    def resolve(self, ref: str) -> ModelVersion:
+        """The model version "name@version" that the job's tenant may use. Raises JobFailed `model_unavailable`."""
+
+        def find() -> ModelVersion:
+            with transaction(self.engine) as conn:
+                return registry.find_version(conn, self.job.tenant_id, ref)
+
+        try:
+            return self._patiently(f"model {ref}", find)
+        except NotFound as exc:
+            raise JobFailed(
+                "model_unavailable", "The model is gone", f"No model {ref} is registered any more.", retryable=False
+            ) from exc
+
+    def dataset(self, ref: str) -> datasets.DatasetArchive:
+        """The dataset "ds_…", on this node's disk. Raises JobFailed `dataset_unavailable`."""
+
+        def find() -> datasets.Dataset:
+            with transaction(self.engine) as conn:
+                return datasets.find_dataset(conn, self.job.tenant_id, ref)
+
+        try:
+            return datasets.DatasetArchive(self.models.dataset_file(self._patiently(f"dataset {ref}", find)))
+        except NotFound as exc:
+            raise JobFailed(
+                "dataset_unavailable", "The dataset is gone", f"No dataset {ref} exists any more.", retryable=False
+            ) from exc
+
+    def read_artifact(self, job_id: UUID, name: str) -> bytes:
+        """The bytes of an artifact of another job of the same tenant. Raises JobFailed `bad_input`."""
+
+        def read() -> bytes:
+            with transaction(self.engine) as conn:
+                queue.get(conn, self.job.tenant_id, job_id)
+                artifacts = queue.artifacts_of(conn, [job_id]).get(job_id, [])
+            key = next((artifact.object_key for artifact in artifacts if artifact.name == name), None)
+            if key is None:
+                raise NotFound(f"Job {job_id} has no artifact {name}.")
+            return self.store.get_bytes(key)
+
+        try:
+            return self._patiently(f"artifact {job_id}/{name}", read)
+        except NotFound as exc:
+            raise JobFailed(
+                "bad_input", "The image referred to is gone", f"There is no artifact {job_id}/{name}.", retryable=False
+            ) from exc
+
+    def _patiently(self, what: str, action: Callable[[], T]) -> T:
+        """The result of `action`, waiting out an outage; gives up early when the job is to stop."""
+        self.check()
+        return patiently(action, what=what, pulse=self.check, seconds=PATIENCE_SECONDS)
+
+
+Handler = Callable[[JobContext], HandlerResult]

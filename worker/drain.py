@@ -1,0 +1,107 @@
+"""The drain loop: claim and run until no queue of the worker has anything runnable, then wait for a reason to look.
+
+Reasons are a doorbell and the loop's own jittered clock. A doorbell says nothing but "look": which queue rang does not
+matter, one that rings while the loop drains makes it look once more, and one that is lost costs a few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from uuid import UUID
+
+from sqlalchemy import Engine
+
+from calotype import queue
+from calotype.database import transaction
+from calotype.errors import DependencyDown
+from calotype.jobs import Job
+from calotype.settings import Settings
+
+log = logging.getLogger(__name__)
+
+
+class DrainLoop:
+    """Runs in one thread: at most one job at a time per process."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        settings: Settings,
+        worker_id: UUID,
+        queues: Sequence[str],
+        execute: Callable[[Job], None],
+        shutdown: threading.Event,
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._worker_id = worker_id
+        self._queues = tuple(queues)
+        self._execute = execute
+        self._shutdown = shutdown
+        self._changed = threading.Condition()
+        #: Rings heard, and rings that a drain begun afterwards has answered.
+        self._heard = 0
+        self._answered = 0
+        self._draining = False
+        self._ended = False
+        #: Monotonic time of the last sign that the loop itself goes round.
+        self.last_turn = time.monotonic()
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is looking for work or working right now."""
+        return self._draining
+
+    def ring(self) -> int:
+        """Ask for a look at the queues. Returns a ticket for `wait_answered`."""
+        with self._changed:
+            self._heard += 1
+            self._changed.notify_all()
+            return self._heard
+
+    def wait_answered(self, ticket: int) -> None:
+        """Wait until a drain that began after the ring is over, or the loop has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._answered >= ticket or self._ended)
+
+    def run(self) -> None:
+        """Drain, wait, drain again, until shutdown. Never raises for an outage of Postgres."""
+        try:
+            while not self._shutdown.is_set():
+                heard = self._heard
+                self._draining = True
+                self._drain()
+                self._draining = False
+                with self._changed:
+                    self._answered = heard
+                    self._changed.notify_all()
+                    self._changed.wait_for(self._has_reason, timeout=self._idle_seconds())
+        finally:
+            with self._changed:
+                self._ended = True
+                self._draining = False
+                self._changed.notify_all()
+
+    def _drain(self) -> None:
+        try:
+            while not self._shutdown.is_set():
+                self.last_turn = time.monotonic()
+                with transaction(self._engine) as conn:
+                    job = queue.claim(conn, self._worker_id, self._queues, self._settings.lease_seconds)
+                if job is None:
+                    return
+                self._execute(job)
+        except DependencyDown as exc:
+            log.warning("cannot look for work", extra={"reason": exc.detail})
+
+    def _has_reason(self) -> bool:
+        return self._heard > self._answered or self._shutdown.is_set()
+
+    def _idle_seconds(self) -> float:
+        """Jittered, so that the idle workers of a cluster do not ask Postgres all at once."""
+        return self._settings.idle_poll_seconds * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load
