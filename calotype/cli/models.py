@@ -1,0 +1,80 @@
+"""Commands on models, queues and workers."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from calotype.cli.connect import ApiKey, AsJson, Url, connect
+from calotype.cli.console import err, out, print_json
+from calotype.cli.render import moment, table
+
+app = typer.Typer(help="List, show and delete models.", no_args_is_help=True)
+
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a model.", show_default=False)]
+
+
+@app.command("list")
+def list_models(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """List your models and the shared ones."""
+    with connect(url, api_key) as client:
+        models = list(client.models())
+    if as_json:
+        print_json(models)
+        return
+    rows = (
+        (m["ref"], m["family"], m["architecture"], m["base"], "shared" if m["shared"] else "yours", m["licence"])
+        for m in models
+    )
+    out().print(table(("latest", "family", "architecture", "fits", "whose", "licence"), rows, "no models"))
+
+
+@app.command()
+def show(name: ModelName, url: Url = None, api_key: ApiKey = None) -> None:
+    """Show a model, `name` or `name@version`, as JSON."""
+    with connect(url, api_key) as client:
+        print_json(client.model(name))
+
+
+@app.command()
+def delete(name: ModelName, url: Url = None, api_key: ApiKey = None) -> None:
+    """Delete a model of yours: all versions, or with `name@version` one."""
+    with connect(url, api_key) as client:
+        client.delete_model(name)
+    err().print(f"deleted {name}")
+
+
+def queues(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Show what waits and what runs, per queue."""
+    with connect(url, api_key) as client:
+        found = client.queues()
+    if as_json:
+        print_json(found)
+        return
+    rows = (
+        (q["name"], q["depth"], q["runnable"], q["running"], f"{q['oldest_wait_seconds'] or 0:.0f} s", q["workers"])
+        for q in found
+    )
+    out().print(table(("name", "waiting", "runnable", "running", "oldest waits", "workers"), rows, "no queues"))
+
+
+def workers(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
+    """Show the workers, what they do and which models they have loaded."""
+    with connect(url, api_key) as client:
+        found = client.workers()
+    if as_json:
+        print_json(found)
+        return
+    rows = (
+        (
+            worker["name"],
+            worker["state"],
+            worker["device"].get("name") or worker["device"].get("kind"),
+            worker["queues"],
+            worker["loaded_models"],
+            moment(worker.get("last_seen_at")),
+        )
+        for worker in found
+    )
+    out().print(table(("name", "state", "device", "queues", "loaded models", "last seen"), rows, "no workers"))
