@@ -1,0 +1,103 @@
+"""Rows that integration tests start from."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+
+from calotype import queue, registry, tenants, workers
+from calotype.database import transaction
+from calotype.ids import new_id
+from calotype.jobs import Family, Job, Kind
+from calotype.registry import ModelFile, ModelVersion, NewVersion
+from calotype.tenants import Tenant
+
+_numbers = itertools.count(1)
+#: The parameters of a small model, as the starter has them.
+SMALL = {
+    "default_width": 64,
+    "default_height": 64,
+    "size_multiple": 8,
+    "min_size": 32,
+    "max_size": 128,
+    "default_steps": 20,
+    "max_steps": 100,
+    "default_guidance_scale": 3.0,
+    "max_text_tokens": 17,
+}
+
+
+@pytest.fixture
+def make_tenant(engine: Engine) -> Callable[..., Tenant]:
+    """``make_tenant(name=None, **limits)``"""
+
+    def make(name: str | None = None, **limits: Any) -> Tenant:
+        with transaction(engine) as conn:
+            return tenants.create_tenant(conn, name or f"tenant-{next(_numbers)}", **limits)
+
+    return make
+
+
+@pytest.fixture
+def tenant(make_tenant: Callable[..., Tenant]) -> Tenant:
+    return make_tenant()
+
+
+@pytest.fixture
+def make_worker(engine: Engine) -> Callable[..., UUID]:
+    """``make_worker(queues=(…))`` registers a worker and gives its id."""
+
+    def make(queues: tuple[str, ...] = ("diffusion.generate",), name: str = "worker") -> UUID:
+        info = workers.WorkerInfo(
+            id=new_id(), name=name, hostname="host", pid=1, queues=queues, device={"kind": "cpu"}, version="test"
+        )
+        with transaction(engine) as conn:
+            return workers.register(conn, info).id
+
+    return make
+
+
+@pytest.fixture
+def make_job(engine: Engine, tenant: Tenant) -> Callable[..., Job]:
+    """``make_job(kind=…, **NewJob fields)`` queues a job of ``tenant``, or of ``tenant_id``."""
+
+    def make(**values: Any) -> Job:
+        defaults: dict[str, Any] = {
+            "tenant_id": tenant.id,
+            "kind": Kind.GENERATE,
+            "family": Family.DIFFUSION,
+            "model": "starter-diffusion@1",
+            "spec": {"kind": "generate", "input": {"prompt": "a logo"}},
+        }
+        with transaction(engine) as conn:
+            return queue.submit(conn, queue.NewJob(**{**defaults, **values}))
+
+    return make
+
+
+@pytest.fixture
+def make_model(engine: Engine) -> Callable[..., ModelVersion]:
+    """``make_model(name, tenant_id=None, **NewVersion fields)`` registers a version with one small made-up file."""
+
+    def make(name: str = "small-model", **values: Any) -> ModelVersion:
+        key = f"models/{secrets.token_hex(8)}"
+        defaults: dict[str, Any] = {
+            "name": name,
+            "tenant_id": None,
+            "family": Family.DIFFUSION,
+            "architecture": "sd3",
+            "files": [ModelFile(path="weights.safetensors", object_key=key, bytes=3, sha256="a" * 64)],
+            "source": {"type": "starter"},
+            "licence": "Apache-2.0",
+            "parameters": SMALL,
+        }
+        with transaction(engine) as conn:
+            return registry.register_version(conn, NewVersion(**{**defaults, **values}))
+
+    return make

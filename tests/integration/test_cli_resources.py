@@ -1,0 +1,111 @@
+"""The command line on datasets, models, queues, tenants and keys, against a real stack."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.conftest import Ended
+
+Cli = Callable[..., "Ended"]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    Image.effect_noise((16, 16), 50).convert("RGB").save(tmp_path / "one.png")
+    made = tmp_path / "photos.zip"
+    with zipfile.ZipFile(made, "w") as target:
+        target.write(tmp_path / "one.png", "one.png")
+    return made
+
+
+def test_a_dataset_is_uploaded_listed_and_deleted(cli: Cli, archive: Path) -> None:
+    uploaded = cli("datasets", "upload", str(archive), "--json").json
+
+    listed = cli("datasets", "list", "--json").json
+    deleted = cli("datasets", "delete", uploaded["id"])
+
+    assert uploaded["name"] == "photos"
+    assert uploaded["images"] == 1
+    assert uploaded["id"] in {dataset["id"] for dataset in listed}
+    assert deleted.code == 0
+    assert uploaded["id"] not in {dataset["id"] for dataset in cli("datasets", "list", "--json").json}
+
+
+def test_an_archive_with_a_climbing_path_is_refused_by_name(cli: Cli, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.zip"
+    with zipfile.ZipFile(bad, "w") as target:
+        target.writestr("../outside.png", b"x")
+
+    ended = cli("datasets", "upload", str(bad))
+
+    assert ended.code == 1
+    assert "../outside.png" in ended.err
+
+
+def test_a_missing_archive_is_a_usage_error(cli: Cli) -> None:
+    assert cli("datasets", "upload", "nowhere.zip").code == 2
+
+
+def test_the_starter_datasets_are_shared(cli: Cli) -> None:
+    names = {dataset["name"] for dataset in cli("datasets", "list", "--json").json if dataset["shared"]}
+
+    assert {"starter-logos", "starter-logos-heldout", "starter-brand"} <= names
+
+
+def test_models_are_listed_and_shown(cli: Cli, tiny_model: str) -> None:
+    listed = cli("models", "list")
+    shown = cli("models", "show", tiny_model)
+
+    assert tiny_model in listed.out
+    assert shown.json["name"] == tiny_model
+
+
+def test_queues_and_workers_are_shown_as_tables_and_as_json(cli: Cli) -> None:
+    assert "diffusion.generate" in cli("queues").out
+    assert "worker-1" in cli("workers").out
+    assert {queue["name"] for queue in cli("queues", "--json").json} == {
+        "diffusion.generate",
+        "diffusion.train",
+        "diffusion.benchmark",
+    }
+
+
+def test_keys_create_makes_the_tenant_and_prints_a_key_that_works_for_it_alone(cli: Cli) -> None:
+    made = cli("keys", "create", "--tenant", "acme", "--name", "app")
+    key = made.out.strip()
+
+    assert made.code == 0
+    assert key.startswith("cal_")
+    assert cli("list", "--api-key", key, "--json").json == []
+    refused = cli("tenants", "list", "--api-key", key)
+    assert refused.code == 1
+    assert "scope" in refused.err
+
+
+def test_a_key_is_rotated_and_revoked(cli: Cli) -> None:
+    made = cli("keys", "create", "--tenant", "rotating", "--json").json
+
+    new = cli("keys", "rotate", made["id"]).out.strip()
+
+    assert cli("list", "--api-key", made["key"]).code == 1
+    assert cli("list", "--api-key", new).code == 0
+    live = next(key for key in cli("keys", "list", "--tenant", "rotating", "--json").json if not key["revoked_at"])
+    assert cli("keys", "revoke", live["id"]).code == 0
+    assert cli("list", "--api-key", new).code == 1
+
+
+def test_a_tenant_is_made_once(cli: Cli) -> None:
+    assert cli("tenants", "create", "once").code == 0
+
+    again = cli("tenants", "create", "once")
+
+    assert again.code == 1
+    assert "once" in again.err
+    assert "once" in cli("tenants", "list").out
