@@ -58,21 +58,26 @@ _SKIPPED = pytest.StashKey[dict[str, str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip suites whose services are missing, unless CALOTYPE_REQUIRE names them: then the run fails."""
-    missing = config.stash[_MISSING]
+    """Skip suites that lack something, unless CALOTYPE_REQUIRE names them: then the run fails."""
     config.stash[_SKIPPED] = {}
-    if not missing:
-        return
-    reason = f"missing: {', '.join(missing)}; install with: pip install 'calotype[api,worker,local]'"
     required = os.environ.get("CALOTYPE_REQUIRE", "").replace(",", " ").split()
     for item in items:
         suite = item.path.relative_to(TESTS).parts[0]
-        if suite not in SUITES_ON_SERVICES:
+        missing = _missing(config, suite)
+        if not missing:
             continue
+        reason = f"missing: {', '.join(missing)}; the packages come with: pip install 'calotype[api,worker,local]'"
         if suite in required:
             raise pytest.UsageError(f"CALOTYPE_REQUIRE names {suite}, which cannot run here: {reason}")
         config.stash[_SKIPPED][suite] = reason
         item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing(config: pytest.Config, suite: str) -> list[str]:
+    if suite not in SUITES_ON_SERVICES:
+        return []
+    programs = ["curl"] if suite == "acceptance" and shutil.which("curl") is None else []
+    return config.stash[_MISSING] + programs
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import subprocess
 import time
 import zipfile
@@ -19,10 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from tests.conftest import RunningUp
 
-pytestmark = [
-    pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl"),
-    pytest.mark.timeout(300),
-]
+pytestmark = pytest.mark.timeout(300)
 
 Json = dict[str, Any]
 
