@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit
@@ -21,6 +22,7 @@ import urllib3
 from minio import Minio
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.time import to_amz_date
 from urllib3.exceptions import HTTPError
 
 from calotype.errors import DependencyDown, NotFound
@@ -34,6 +36,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds: to connect, and between two pieces of an answer.
 TIMEOUT = urllib3.Timeout(connect=3.0, read=30.0)
+#: Stores refuse what is signed a quarter of an hour early or late; a clock that is wrong by less is left alone.
+SKEW = timedelta(minutes=5)
 #: Not the code of a missing bucket: that is no verdict on an object, and whoever runs the service can mend it.
 _MISSING = frozenset({"NoSuchKey", "NoSuchObject", "ResourceNotFound"})
 _NO_BUCKET = "The object store lacks the bucket that CALOTYPE_S3_BUCKET names; make it, or name one that is there."
@@ -64,6 +68,44 @@ class StoredObject:
     modified: datetime
 
 
+class _Connections(urllib3.PoolManager):
+    """Reads from every answer how far this machine's clock is off the store's."""
+
+    #: To add to the clock here.
+    correction = timedelta(0)
+
+    def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
+        answer = super().urlopen(method, url, redirect, **kw)
+        try:
+            told = parsedate_to_datetime(answer.headers["Date"])
+        except (KeyError, ValueError):
+            # It does not say, or not in words of HTTP.
+            return answer
+        off = told.replace(tzinfo=UTC) - datetime.now(UTC)
+        self.correction = off if abs(off) > SKEW else timedelta(0)
+        return answer
+
+
+class _Client(Minio):
+    """Signs by the store's clock where that of this machine is wrong: a worker with a bad clock delivers its work."""
+
+    _http: _Connections
+
+    def _build_headers(self, *args: Any, **kw: Any) -> tuple[dict[str, Any], datetime]:
+        headers, date = super()._build_headers(*args, **kw)
+        date += self._http.correction
+        return {**headers, "x-amz-date": to_amz_date(date)}, date
+
+    def _url_open(self, *args: Any, **kw: Any) -> Any:
+        before = self._http.correction
+        try:
+            return super()._url_open(*args, **kw)
+        except (S3Error, InvalidResponseError):
+            if abs(self._http.correction - before) <= SKEW:
+                raise
+        return super()._url_open(*args, **kw)
+
+
 class ObjectStore:
     """One bucket of an S3-compatible store. Safe to use from several threads.
 
@@ -81,14 +123,14 @@ class ObjectStore:
     def _connect(self, endpoint: str) -> Minio:
         address = urlsplit(endpoint)
         retries = urllib3.Retry(total=2, backoff_factor=0.1, status_forcelist=[500, 502, 503, 504])
-        return Minio(
+        return _Client(
             address.netloc,
             access_key=self._settings.s3_access_key,
             secret_key=self._settings.s3_secret_key,
             secure=address.scheme == "https",
             # Given, since not every server answers GetBucketLocation in a form that the client reads.
             region=self._settings.s3_region,
-            http_client=urllib3.PoolManager(timeout=TIMEOUT, maxsize=16, retries=retries, cert_reqs="CERT_REQUIRED"),
+            http_client=_Connections(timeout=TIMEOUT, maxsize=16, retries=retries, cert_reqs="CERT_REQUIRED"),
         )
 
     def ensure_bucket(self) -> None:

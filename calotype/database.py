@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from psycopg.errors import DeadlockDetected
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -19,10 +20,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from calotype.errors import DependencyDown
 from calotype.settings import Settings
 
+T = TypeVar("T")
+
 #: A transaction that waits for a client longer than this is ended by Postgres, so that it cannot hold locks.
 IDLE_IN_TRANSACTION_MS = 30_000
 #: No statement of ours takes this long; one that does is stuck.
 STATEMENT_MS = 30_000
+#: How often a transaction is begun that is ended to undo a deadlock each time.
+DEADLOCK_TRIES = 5
 #: Seconds of silence until the peer is probed, between probes, and how many go unanswered: half a minute in all.
 KEEPALIVE = (10, 5, 3)
 #: Advisory lock held while migrations run.
@@ -76,6 +81,26 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
         if exc.connection_invalidated:
             raise _away(exc) from exc
         raise
+
+
+def in_transaction(engine: sa.Engine, action: Callable[[sa.Connection], T]) -> T:
+    """What ``action`` gives, in a transaction; begun anew when Postgres ends it to undo a deadlock.
+
+    Whoever writes one job locks in an order that allows none. A transaction that writes many cannot know them before,
+    and those that it meets are the ones to give way.
+
+    Raises:
+        DependencyDown: as :func:`transaction`.
+    """
+    for _ in range(DEADLOCK_TRIES - 1):
+        try:
+            with transaction(engine) as conn:
+                return action(conn)
+        except DependencyDown as exc:
+            if not isinstance(getattr(exc.__cause__, "orig", None), DeadlockDetected):
+                raise
+    with transaction(engine) as conn:
+        return action(conn)
 
 
 def _away(exc: Exception) -> DependencyDown:

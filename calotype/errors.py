@@ -8,6 +8,7 @@
     ├── Forbidden          403
     ├── NotFound           404  also for what belongs to another tenant
     ├── Conflict           409  something needs what was to be removed or changed
+    ├── Gone               410  it was here and has been deleted at its time
     ├── TooLarge           413
     ├── LimitExceeded      429  carries ``retry_after``
     ├── DependencyDown     503  Postgres or the object store cannot be reached
@@ -101,6 +102,14 @@ class Conflict(CalotypeError):
     code = "conflict"
     title = "Conflict"
     status = 409
+
+
+class Gone(CalotypeError):
+    """It was here and has been deleted at its time."""
+
+    code = "artifacts_expired"
+    title = "Gone"
+    status = 410
 
 
 class TooLarge(CalotypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -23,8 +24,7 @@ def recall(conn: sa.Connection, tenant_id: UUID, key: str, body: BaseModel) -> U
         Invalid: the key was used with another body; code ``idempotency_mismatch``.
     """
     # The second of two concurrent requests waits here and then finds what the first has written.
-    lock = sa.func.hashtextextended(f"idempotency:{tenant_id}:{key}", 0)
-    conn.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
+    hold(conn, tenant_id, [key])
     row = conn.execute(
         sa.select(keys.c.job_id, keys.c.body_sha256).where(keys.c.tenant_id == tenant_id, keys.c.key == key)
     ).one_or_none()
@@ -37,6 +37,13 @@ def recall(conn: sa.Connection, tenant_id: UUID, key: str, body: BaseModel) -> U
         )
     found: UUID = row.job_id
     return found
+
+
+def hold(conn: sa.Connection, tenant_id: UUID, given: Iterable[str]) -> None:
+    """Holds keys until the transaction ends; in one order, so that no two transactions wait for each other."""
+    for key in sorted(set(given)):
+        lock = sa.func.hashtextextended(f"idempotency:{tenant_id}:{key}", 0)
+        conn.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
 
 def remember(conn: sa.Connection, tenant_id: UUID, key: str, body: BaseModel, job_id: UUID) -> None:
@@ -53,4 +60,8 @@ def forget(conn: sa.Connection, older_than_seconds: float) -> int:
 def _digest(body: BaseModel) -> bytes:
     # Of what was understood, not of the bytes: spacing and the order of keys do not make another request.
     canonical: Any = body.model_dump(mode="json")
+    secret = getattr(getattr(body, "webhook", None), "secret", None)
+    if secret is not None:
+        # Masked in what is dumped, and yet a part of what was asked.
+        canonical["webhook"]["secret"] = secret.get_secret_value()
     return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).digest()

@@ -69,6 +69,8 @@ def check_init_image(conn: sa.Connection, tenant_id: UUID, text: str) -> str:
             job = lookup.get(conn, tenant_id, ref.job_id, hold=True)
             published = lookup.artifacts_of(conn, [job.id]).get(job.id, [])
             image = next((one for one in published if one.name == ref.name), None)
+            if image is None and job.artifacts_expired_at is not None:
+                raise NotFound(f"The images of job {job.id} were deleted at their time; make them anew with /retry.")
             if image is None or not image.content_type.startswith("image/"):
                 raise NotFound(f"Job {job.id} has published no image {ref.name!r}.")
     except NotFound as exc:

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Literal, Self
 from uuid import UUID
+
+#: Whether an equal job's images may answer a request: of the same seed, of none, of whatever seed.
+CacheMode = Literal["use", "bypass", "any_seed"]
 
 
 class Kind(StrEnum):
@@ -71,6 +74,13 @@ class Transition:
 
 TRANSITIONS: tuple[Transition, ...] = (
     Transition(name="submit", source=None, target=State.QUEUED, by="API", when="a valid request arrives"),
+    Transition(
+        name="submit",
+        source=None,
+        target=State.SUCCEEDED,
+        by="API",
+        when="an equal job of the tenant has the result already",
+    ),
     Transition(name="claim", source=State.QUEUED, target=State.RUNNING, by="worker", when="it is its turn"),
     Transition(
         name="finish",
@@ -78,6 +88,20 @@ TRANSITIONS: tuple[Transition, ...] = (
         target=State.SUCCEEDED,
         by="worker",
         when="the result is uploaded",
+    ),
+    Transition(
+        name="finish",
+        source=State.QUEUED,
+        target=State.SUCCEEDED,
+        by="worker",
+        when="the equal job that it waits for is finished",
+    ),
+    Transition(
+        name="finish",
+        source=State.CANCELING,
+        target=State.CANCELED,
+        by="worker",
+        when="the result goes to equal jobs that wait for it",
     ),
     Transition(
         name="fail",
@@ -275,6 +299,38 @@ class Job:
     retried_from: UUID | None = None
     #: Grows with every visible change of the row; long polls compare it.
     revision: int = 0
+    #: The sequence number of its latest event.
+    event_seq: int = 0
+    #: What a worker keeps loaded for it: equal for equal files.
+    model_key: str | None = None
+    #: Equal keys may share one call of the model; None: runs alone.
+    batch_key: str | None = None
+    #: Parts of a batch that it fills (images).
+    units: int = 1
+    #: How many such parts one call takes.
+    batch_limit: int = 1
+    #: How much there is to do, in a measure that is the same for all jobs of a queue and model.
+    work: float = 1.0
+    #: Of the latest claim: the workers whose device time is shared out together; None before the first.
+    pool: str | None = None
+    #: Of the latest claim: which part of the device's time is this job's, above 0 to 1.
+    batch_share: float = 1.0
+    #: Of the latest claim: virtual time, device-seconds over the tenant's weight, taken in advance.
+    charged: float = 0.0
+    #: Measured device-seconds of all attempts that are over.
+    gpu_seconds: float = 0.0
+    #: ``{"url", "secret"}``
+    webhook: Mapping[str, str] | None = field(default=None, repr=False)
+    #: Digest of the complete spec, and of the spec without its seed; None: never answered from another job.
+    cache_key: str | None = None
+    any_seed_key: str | None = None
+    #: The equal job whose result it waits for.
+    leader_id: UUID | None = None
+    #: How long its artifacts are kept after its end, seconds; None: as long as the operator keeps jobs.
+    retain_seconds: float | None = None
+    artifacts_expired_at: datetime | None = None
+    #: Not of the row: equal jobs that the same transition ended, told to whoever made it.
+    answered: tuple[UUID, ...] = ()
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> Self:

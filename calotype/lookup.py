@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from calotype import tables
 from calotype.errors import NotFound
 from calotype.jobs import HELD, SERVED_QUEUES, Artifact, Family, Job, Kind, State
+from calotype.pauses import Pause, list_pauses
 
 T = TypeVar("T")
 jobs = tables.jobs
@@ -44,7 +45,7 @@ class QueueStats:
     """How a queue stands."""
 
     queue: str
-    #: Queued jobs, waiting out a backoff or not.
+    #: Queued jobs, waiting out a backoff or for an equal one, or not.
     depth: int
     #: Queued jobs that may start now.
     runnable: int
@@ -54,6 +55,8 @@ class QueueStats:
     oldest_wait_seconds: float
     #: Workers that serve it and were seen lately.
     workers: int
+    #: Set while nothing is claimed from it.
+    pause: Pause | None = None
 
 
 def get(conn: sa.Connection, tenant_id: UUID, job_id: UUID, *, hold: bool = False) -> Job:
@@ -116,7 +119,7 @@ def queue_stats(
 ) -> list[QueueStats]:
     """How each queue stands; the jobs of one tenant only when ``tenant_id`` is given."""
     counts = {row.queue: row for row in conn.execute(_counts(tenant_id)).all()}
-    serving = _serving(conn, seen_within_seconds)
+    serving, paused = _serving(conn, seen_within_seconds), list_pauses(conn)
     return [
         QueueStats(
             queue=queue,
@@ -125,6 +128,7 @@ def queue_stats(
             running=counts[queue].running if queue in counts else 0,
             oldest_wait_seconds=float(counts[queue].oldest or 0.0) if queue in counts else 0.0,
             workers=serving.get(queue, 0),
+            pause=paused.get(queue),
         )
         for queue in queues
     ]
@@ -132,7 +136,7 @@ def queue_stats(
 
 def _counts(tenant_id: UUID | None) -> sa.Select[Any]:
     queued = jobs.c.state == State.QUEUED
-    runnable = sa.and_(queued, jobs.c.available_at <= sa.func.now())
+    runnable = sa.and_(queued, jobs.c.leader_id.is_(None), jobs.c.available_at <= sa.func.now())
     held = [str(state) for state in HELD]
     statement = sa.select(
         jobs.c.queue,

@@ -1,12 +1,19 @@
-"""Which job next.
+"""Which job next: the rules, without I/O, so that the real claim, the simulator and property tests share them.
 
-A queued job has a static rank: the time from which it may run, minus a head start for each step of priority. Lower
-goes first. Because the rank does not change while the job waits, waiting longer is the same as moving up (aging),
-and an index can hold the order; computing the age in ORDER BY cannot use one.
+In this order. *Fair share*: every tenant has a virtual time for each pool of workers, the device-seconds it was given
+over its weight; whose is least comes first (start-time fair queueing: Goyal, Vin and Cheng 1996, with the charge
+estimated at the claim and corrected at the end). A tenant that comes back after a pause starts at the least active
+tenant's time, so that it cannot live on what it did not use. *Static rank*, within a tenant: the time from which a job
+may run, minus a head start for each step of priority. Lower goes first. Because the rank does not change while the job
+waits, waiting longer is the same as moving up (aging), and an index can hold the order; computing the age in ORDER BY
+cannot use one. *Affinity*: a worker may let a job whose model it has loaded pass, for a bounded time and number.
+*Batches*: jobs with an equal key join the chosen one in its call of the model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import timedelta
 
 #: Lowest to highest.
@@ -15,7 +22,128 @@ DEFAULT_PRIORITY = 5
 #: A job of one priority step more overtakes jobs that have waited up to this much longer.
 PRIORITY_STEP = timedelta(seconds=60)
 
+#: Device-seconds taken for a job of a queue that nothing is known of, by its kind.
+UNKNOWN_SECONDS = {"generate": 5.0, "train": 600.0, "benchmark": 120.0}
+
+#: Weight of a new observation of a rate once this is less than an equal share: later ones count more, but no single one
+#: rules.
+RATE_GAIN = 0.05
+
 
 def head_start(priority: int) -> timedelta:
     """How much earlier than its ``available_at`` a job of this priority ranks."""
     return priority * PRIORITY_STEP
+
+
+def pool_clock(*, waiting: Iterable[float], running: Iterable[float], known: Iterable[float]) -> float | None:
+    """The virtual time that a pool has come to: where tenants that come back begin.
+
+    It is the least virtual time of the active tenants that have a job to run now (``waiting``): that of the job whose
+    turn is next. Tenants that wait out a backoff or are at their limit do not hold it back. Without such it is the
+    least of those that have something running; in an idle pool the greatest of all that are known, so that nobody pays
+    for having used what nobody else wanted. None: nothing ever ran there.
+    """
+    for least in (min(waiting, default=None), min(running, default=None)):
+        if least is not None:
+            return least
+    return max(known, default=None)
+
+
+def effective_vtime(vtime: float | None, *, idle: bool, floor: float | None) -> float:
+    """A tenant's place in the order of claims.
+
+    ``vtime`` is its virtual time in the pool, None when it never ran there; ``floor`` the pool's :func:`pool_clock`.
+    ``idle`` is a tenant that nothing could be claimed of, for it had nothing to run or was at its limit: the time that
+    passed meanwhile is not saved up.
+    """
+    own = vtime if vtime is not None else 0.0
+    return max(own, floor) if (idle or vtime is None) and floor is not None else own
+
+
+def turn(vtime: float, *, idle: bool, running: int, own: float | None = None) -> tuple[float, bool, float, int]:
+    """Sorts tenants: the least goes first. ``vtime`` is the effective one, ``own`` the one before it was raised.
+
+    Of equal ones first who was idle, so that who comes back need not wait behind those who stayed; then who has used
+    less, so that of several who come back none is raised again and again and never served; then who has less running.
+    """
+    return vtime, not idle, own or 0.0, running
+
+
+def has_room(running: int, max_running: int | None) -> bool:
+    """Whether a tenant may have one more job running; ``running`` counts those in all pools."""
+    return max_running is None or running < max_running
+
+
+def charge(seconds: float, weight: float) -> float:
+    """The virtual time that ``seconds`` of a device cost a tenant of this weight."""
+    return seconds / weight
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rate:
+    """How long jobs of a queue and model took, per unit of work."""
+
+    jobs: int
+    #: Device-seconds per unit of work.
+    mean: float
+    variance: float
+
+    def observe(self, value: float) -> Rate:
+        """With one more job: mean and variance with weights that fall off exponentially.
+
+        (Finch 2009, "Incremental calculation of weighted mean and variance", Equations 124 and 143)
+        """
+        gain = max(RATE_GAIN, 1.0 / (self.jobs + 1))
+        difference = value - self.mean
+        mean = self.mean + gain * difference
+        variance = (1.0 - gain) * (self.variance + gain * difference * difference)
+        return Rate(jobs=self.jobs + 1, mean=mean, variance=variance)
+
+
+def estimate_seconds(work: float, kind: str, rates: Iterable[Rate | None]) -> float:
+    """Device-seconds a job will take: by the first rate that is known, the most specific first."""
+    known = next((rate for rate in rates if rate is not None), None)
+    return work * known.mean if known is not None else UNKNOWN_SECONDS[kind]
+
+
+@dataclass(kw_only=True)
+class Affinity:
+    """One worker's right to prefer jobs whose model it has loaded over the one whose turn it is.
+
+    Bounded both in claims and in time, counted from the first job that was passed.
+    """
+
+    #: Seconds.
+    longest_wait: float
+    longest_streak: int
+    _streak: int = 0
+    _since: float | None = None
+
+    def may_pass(self, now: float) -> bool:
+        """Whether the job whose turn it is may wait for one more claim; ``now`` on any clock, seconds."""
+        waited = 0.0 if self._since is None else now - self._since
+        return self._streak < self.longest_streak and waited < self.longest_wait
+
+    def note(self, now: float, *, passed: bool) -> None:
+        """A claim was made; ``passed``: another job's turn was passed over for it."""
+        if passed:
+            self._streak += 1
+            self._since = now if self._since is None else self._since
+        else:
+            self._streak, self._since = 0, None
+
+
+def fill_batch(first: int, limit: int, waiting: Iterable[int]) -> list[int]:
+    """Which of ``waiting`` (the units of each, in order) join a batch that ``first`` units begin; gives positions.
+
+    The first that does not fit ends the batch unless a later one fills the gap: a large job is not passed over for
+    good, because it comes first when its turn comes.
+    """
+    room, chosen = limit - first, []
+    for position, units in enumerate(waiting):
+        if units <= room:
+            chosen.append(position)
+            room -= units
+        if room <= 0:
+            break
+    return chosen

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from calotype.errors import SettingsError
+from calotype.webhooks.targets import read_networks
 
 PREFIX = "CALOTYPE_"
 #: Names that belong to the test suite and to the Makefile, not to the product.
@@ -57,6 +59,19 @@ def _count(value: str) -> int:
     return number
 
 
+def _whole(value: str) -> int:
+    number = int(value)
+    if number < 0:
+        raise ValueError("must be a whole number, 0 or more")
+    return number
+
+
+def _name(value: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", value):
+        raise ValueError("must be small letters, digits and hyphens, at most 63")
+    return value
+
+
 def _port(value: str) -> int:
     number = int(value)
     # A larger one would silently be taken modulo 65536.
@@ -85,6 +100,13 @@ def _url(*schemes: str) -> Callable[[str], str]:
         return value
 
     return parse
+
+
+def _networks(value: str) -> str:
+    try:
+        return ",".join(str(network) for network in read_networks(value))
+    except ValueError as exc:
+        raise ValueError(f"must be networks with commas between, e.g. 10.1.0.0/16 ({exc})") from exc
 
 
 def _setting(parse: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False) -> Any:
@@ -120,13 +142,22 @@ class Settings:
     bind_host: str = _setting(_text, "127.0.0.1", "Address the API listens on.")
     port: int = _setting(_port, 8080, "Port the API listens on.")
     api_workers: int = _setting(_count, 1, "Server processes of the API.")
-    api_threads: int = _setting(_count, 16, "Threads of each server process.")
+    api_threads: int = _setting(_count, 16, "Requests that a server process works on at once.")
+    api_waiters: int = _setting(
+        _count,
+        1024,
+        "Clients that may wait at a server process at once, for events or with a long poll; each takes a thread and "
+        "about 100 kB.",
+    )
     api_connections: int = _setting(
-        _count, 3000, "Connections a server process accepts; must exceed the threads, idle streams count."
+        _count, 3000, "Connections a server process accepts; must exceed the requests and waiting clients together."
     )
     max_body_bytes: int = _setting(_count, 1 << 20, "Largest JSON body.")
     max_upload_bytes: int = _setting(_count, 2 << 30, "Largest dataset archive.")
     database_pool: int = _setting(_count, 10, "Postgres connections of a process.")
+    gpu_hour_usd: float | None = _setting(
+        _positive, None, "Price of a device-hour in US dollars; quotes show money when it is set."
+    )
 
     # Limits of datasets and images
     max_pixels: int = _setting(_count, 64_000_000, "Largest image, width times height.")
@@ -142,10 +173,37 @@ class Settings:
     shutdown_seconds: float = _setting(_positive, 60.0, "Grace a stopping worker gives its job to checkpoint.")
     retry_seconds: float = _setting(_positive, 10.0, "First backoff after a retryable failure; doubles, with jitter.")
     reconcile_seconds: float = _setting(_positive, 5.0, "How often the reconciler makes its round.")
+    progress_seconds: float = _setting(
+        _positive, 86_400.0, "How long the progress events of a job are kept after its end; the others stay with it."
+    )
     orphan_seconds: float = _setting(_positive, 3600.0, "Age after which an unreferenced object is collected.")
     idempotency_seconds: float = _setting(_positive, 86_400.0, "How long an idempotency key is remembered.")
+    retain_seconds: float | None = _setting(
+        _positive, None, "How long artifacts of jobs without `retain_seconds` are kept; unset: as long as the job."
+    )
+    keep_jobs_seconds: float = _setting(
+        _positive, 90 * 86_400.0, "How long ended jobs are kept, and their artifacts unless promised for longer."
+    )
+
+    # Webhooks
+    webhook_private_addresses: str = _setting(
+        _networks,
+        "",
+        "Networks that webhooks may reach though they are not public, and without TLS: `10.1.0.0/16,fd00::/8`.",
+    )
+    keep_deliveries_seconds: float = _setting(
+        _positive, 30 * 86_400.0, "How long a webhook delivery is kept to be looked at and replayed."
+    )
 
     # Workers
+    pool: str = _setting(_name, "default", "Workers of a pool share out their device time among the tenants together.")
+    max_batch: int = _setting(_count, 16, "Most images that a worker makes in one call of a model; 1: no batches.")
+    affinity_seconds: float = _setting(
+        _positive, 30.0, "How long a job may be passed over for jobs whose model is loaded already."
+    )
+    affinity_streak: int = _setting(
+        _whole, 8, "How many such jobs in a row may pass it; 0: every job is taken in its turn."
+    )
     cache_dir: Path = _setting(_path, Path("~/.cache/calotype").expanduser(), "Model and dataset cache of this node.")
     cache_bytes: int = _setting(_count, 100 << 30, "Largest size of that cache.")
     memory_bytes: int = _setting(_count, 8 << 30, "Memory budget of the models a worker keeps loaded.")
@@ -237,10 +295,11 @@ def _check_together(settings: Settings) -> None:
             f"CALOTYPE_HEARTBEAT_SECONDS ({settings.heartbeat_seconds:g}) must be at most half of "
             f"CALOTYPE_LEASE_SECONDS ({settings.lease_seconds:g}), or one late heartbeat loses a lease."
         )
-    if settings.api_connections <= settings.api_threads:
+    if settings.api_connections <= settings.api_threads + settings.api_waiters:
         raise SettingsError(
             f"CALOTYPE_API_CONNECTIONS ({settings.api_connections}) must exceed CALOTYPE_API_THREADS "
-            f"({settings.api_threads}), or idle streams starve requests."
+            f"({settings.api_threads}) and CALOTYPE_API_WAITERS ({settings.api_waiters}) together, or waiting clients "
+            "starve requests."
         )
     if not 1 <= settings.presign_seconds <= 7 * 86_400:
         raise SettingsError("CALOTYPE_PRESIGN_SECONDS must be from 1 to 604800 (7 days); S3 allows no more.")

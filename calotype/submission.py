@@ -11,7 +11,7 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from calotype import datasets, registry
+from calotype import datasets, keys, registry
 from calotype.errors import FieldError, Invalid, NotFound
 from calotype.ids import draw_seed
 from calotype.init_images import check_init_image
@@ -31,48 +31,70 @@ def prepare(conn: sa.Connection, tenant_id: UUID, request: JobRequest) -> NewJob
         Invalid: the model cannot do what is asked, or is of another family; names the field and the nearest value.
         NotFound: the tenant has no such model, dataset or image.
     """
-    model: str | None
     if isinstance(request, DiffusionGenerate):
-        model, spec = _generate(conn, tenant_id, request)
+        particular = _generate(conn, tenant_id, request)
     elif isinstance(request, DiffusionTrain):
-        model, spec = _train(conn, tenant_id, request)
+        particular = _train(conn, tenant_id, request)
     else:
-        model, spec = _benchmark(conn, tenant_id, request)
+        particular = _benchmark(conn, tenant_id, request)
     return NewJob(
         tenant_id=tenant_id,
         kind=Kind(request.kind),
         family=Family(request.family),
-        model=model,
-        spec=spec,
         priority=request.priority,
         max_attempts=request.max_attempts,
         deadline_seconds=request.deadline_seconds,
         timeout_seconds=request.timeout_seconds,
         metadata=request.metadata,
+        webhook=_webhook(request),
+        retain_seconds=request.retain_seconds,
+        **particular,
     )
 
 
-def _generate(conn: sa.Connection, tenant_id: UUID, request: DiffusionGenerate) -> tuple[str, dict[str, Any]]:
+def _generate(conn: sa.Connection, tenant_id: UUID, request: DiffusionGenerate) -> dict[str, Any]:
     model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
     sizes = Sizes.of(base.parameters)
     given = request.input
     width, height = given.width or sizes.default_width, given.height or sizes.default_height
     sizes.check(width, ("input", "width"))
     sizes.check(height, ("input", "height"))
+    adapters = _adapters(conn, tenant_id, given.adapters, base, ("input", "adapters"))
     changes: dict[str, Any] = {
         "width": width,
         "height": height,
         **_sampling(base, given.steps, given.guidance_scale, ("input",)),
         "seed": draw_seed() if given.seed is None else given.seed,
-        "adapters": _adapters(conn, tenant_id, given.adapters, base, ("input", "adapters")),
+        "adapters": [_pinned(one) for one in adapters],
     }
     if given.init_image is not None:
         changes["init_image"] = check_init_image(conn, tenant_id, given.init_image)
         changes["strength"] = 0.6 if given.strength is None else given.strength
-    return model.ref, _spec(request, model=model.ref, input=changes)
+    spec = _spec(request, model=model.ref, input=changes)
+    overlaid = [*([(model, 1.0)] if model.base is not None else []), *adapters]
+    cache_key, any_seed_key = keys.cache_keys(base, overlaid, spec["input"])
+    evaluations = changes["steps"] * (2 if changes["guidance_scale"] > 1 else 1)
+    return {
+        "model": model.ref,
+        "spec": spec,
+        "model_key": base.key,
+        "batch_key": keys.batch_key(base, overlaid, spec["input"]),
+        "units": given.num_images,
+        "batch_limit": keys.batch_limit(width, height),
+        "work": given.num_images * evaluations * _megapixels(width, height),
+        **_cache(request, cache_key, any_seed_key),
+    }
 
 
-def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> tuple[str, dict[str, Any]]:
+def _cache(request: DiffusionGenerate, cache_key: str, any_seed_key: str) -> dict[str, Any]:
+    if request.cache == "bypass":
+        return {"cache": "bypass"}
+    # Nobody has asked for a seed that was drawn this moment.
+    drawn = request.cache == "use" and request.input.seed is None
+    return {"cache": "bypass" if drawn else request.cache, "cache_key": cache_key, "any_seed_key": any_seed_key}
+
+
+def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> dict[str, Any]:
     model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
     if model.architecture == "lora":
         raise _wrong(("model",), f"{model.ref} is an adapter; train from the model it fits, {model.base}")
@@ -94,10 +116,15 @@ def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> tup
         "alpha": float(given.rank) if given.alpha is None else given.alpha,
         "seed": draw_seed() if given.seed is None else given.seed,
     }
-    return model.ref, _spec(request, model=model.ref, input=changes)
+    return {
+        "model": model.ref,
+        "spec": _spec(request, model=model.ref, input=changes),
+        "model_key": base.key,
+        "work": given.steps * given.batch_size * _megapixels(resolution, resolution),
+    }
 
 
-def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> tuple[None, dict[str, Any]]:
+def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> dict[str, Any]:
     contenders = []
     for index, contender in enumerate(request.input.contenders):
         here: Loc = ("input", "contenders", index)
@@ -107,7 +134,9 @@ def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> tupl
                 **contender.model_dump(mode="json"),
                 "model": model.ref,
                 "name": contender.name or contender.model,
-                "adapters": _adapters(conn, tenant_id, contender.adapters, base, (*here, "adapters")),
+                "adapters": [
+                    _pinned(one) for one in _adapters(conn, tenant_id, contender.adapters, base, (*here, "adapters"))
+                ],
                 **_sampling(base, contender.steps, contender.guidance_scale, here),
             }
         )
@@ -117,12 +146,21 @@ def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> tupl
         "dataset": _dataset(conn, tenant_id, request.input.dataset).id,
         "seed": draw_seed() if seed is None else seed,
     }
-    return None, _spec(request, input=changes)
+    work = float(len(contenders) * request.input.num_samples)
+    return {"model": None, "spec": _spec(request, input=changes), "work": work}
 
 
 def _spec(request: JobRequest, *, input: Mapping[str, Any], **changes: Any) -> dict[str, Any]:  # noqa: A002
-    whole = request.model_dump(mode="json")
+    # A spec is shown; what signs the webhook is kept beside it.
+    whole = request.model_dump(mode="json", exclude={"webhook": {"secret"}})
     return {**whole, **changes, "input": {**whole["input"], **input}}
+
+
+def _webhook(request: JobRequest) -> dict[str, str] | None:
+    if request.webhook is None:
+        return None
+    secret = request.webhook.secret
+    return {"url": request.webhook.url, **({"secret": secret.get_secret_value()} if secret is not None else {})}
 
 
 def _model_and_base(
@@ -142,8 +180,8 @@ def _model_and_base(
 
 def _adapters(
     conn: sa.Connection, tenant_id: UUID, adapters: tuple[Adapter, ...], base: ModelVersion, loc: Loc
-) -> list[dict[str, Any]]:
-    pinned = []
+) -> list[keys.Weighted]:
+    found = []
     for index, adapter in enumerate(adapters):
         try:
             version = registry.find_version(conn, tenant_id, adapter.model, hold=True)
@@ -153,8 +191,17 @@ def _adapters(
             raise _wrong((*loc, index, "model"), f"{version.ref} is not an adapter; name one made by a LoRA train job")
         if version.base != base.ref:
             raise _wrong((*loc, index, "model"), f"{version.ref} fits {version.base}, not {base.ref}")
-        pinned.append({"model": version.ref, "scale": adapter.scale})
-    return pinned
+        found.append((version, adapter.scale))
+    return found
+
+
+def _pinned(adapter: keys.Weighted) -> dict[str, Any]:
+    version, scale = adapter
+    return {"model": version.ref, "scale": scale}
+
+
+def _megapixels(width: int, height: int) -> float:
+    return width * height / 1e6
 
 
 def _sampling(base: ModelVersion, steps: int | None, guidance: float | None, loc: Loc) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, Self, TypedDict, Unpack
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -48,10 +48,14 @@ class Tenant:
     #: Most jobs that may wait; None: no limit.
     max_queued: int | None
     created_at: datetime
+    #: Share of the device time beside other tenants that wait, too.
+    weight: float = 1.0
+    #: Most jobs that may run at once; None: no limit.
+    max_running: int | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> Self:
-        return cls(**row)
+        return cls(**{name: row[name] for name in cls.__dataclass_fields__})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +94,21 @@ _KEY_COLUMNS = (
 )
 
 
-def create_tenant(conn: sa.Connection, name: str, *, max_queued: int | None = None) -> Tenant:
+def create_tenant(
+    conn: sa.Connection,
+    name: str,
+    *,
+    weight: float = 1.0,
+    max_queued: int | None = None,
+    max_running: int | None = None,
+) -> Tenant:
     """Adds a tenant.
 
     Raises:
         Conflict: the name is taken.
         Invalid: the name has characters that a name must not have.
     """
-    values = {"id": new_id(), "name": name, "max_queued": max_queued}
+    values = {"id": new_id(), "name": name, "weight": weight, "max_queued": max_queued, "max_running": max_running}
     try:
         with conn.begin_nested():
             row = conn.execute(tenants.insert().values(**values).returning(tenants)).mappings().one()
@@ -132,13 +143,23 @@ def list_tenants(conn: sa.Connection) -> list[Tenant]:
     return [Tenant.from_row(row) for row in conn.execute(sa.select(tenants).order_by(tenants.c.name)).mappings()]
 
 
-def limit_tenant(conn: sa.Connection, name: str, *, max_queued: int | None) -> Tenant:
-    """Changes how many jobs of a tenant may wait; jobs that wait already stay.
+class TenantChange(TypedDict, total=False):
+    """What may change of a tenant; what is left out stays. A limit of None is none."""
+
+    weight: float
+    max_queued: int | None
+    max_running: int | None
+
+
+def change_tenant(conn: sa.Connection, name: str, **changes: Unpack[TenantChange]) -> Tenant:
+    """Changes a tenant's weight and limits; jobs that wait or run already stay.
 
     Raises:
         NotFound: there is no tenant of that name.
     """
-    statement = tenants.update().where(tenants.c.name == name).values(max_queued=max_queued).returning(tenants)
+    if not changes:
+        return get_tenant(conn, name)
+    statement = tenants.update().where(tenants.c.name == name).values(**changes).returning(tenants)
     row = conn.execute(statement).mappings().one_or_none()
     if row is None:
         raise NotFound(f"There is no tenant {name!r}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID
@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from calotype import tables
+from calotype.errors import NotFound
 
 workers = tables.workers
 
@@ -40,6 +41,8 @@ class WorkerInfo:
     device: Mapping[str, Any]
     #: Of Calotype.
     version: str
+    #: Workers whose device time is shared out together.
+    pool: str = "default"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +61,11 @@ class Worker:
     started_at: datetime
     seen_at: datetime
     retired_at: datetime | None
+    pool: str = "default"
+    #: When it last asked for work.
+    looked_at: datetime | None = None
+    #: An operator wants it to take no more jobs.
+    draining: bool = False
 
     @classmethod
     def from_row(cls, row: Mapping[Any, Any]) -> Self:
@@ -80,6 +88,7 @@ def register(conn: sa.Connection, info: WorkerInfo) -> Worker:
         "queues": list(info.queues),
         "device": dict(info.device),
         "version": info.version,
+        "pool": info.pool,
         "state": WorkerState.STARTING,
     }
     statement = (
@@ -91,14 +100,63 @@ def register(conn: sa.Connection, info: WorkerInfo) -> Worker:
     return Worker.from_row(conn.execute(statement).mappings().one())
 
 
-def seen(conn: sa.Connection, worker_id: UUID, state: WorkerState, loaded_models: Sequence[str] = ()) -> bool:
-    """Says that a worker lives and what it is doing; False when it has no row any more and must register again."""
+def seen(
+    conn: sa.Connection,
+    worker_id: UUID,
+    state: WorkerState,
+    loaded_models: Sequence[str] = (),
+    *,
+    looked_seconds_ago: float | None = None,
+) -> Worker | None:
+    """Says that a worker lives, what it is doing and when it last asked for work (None: never yet).
+
+    Gives its row, which says whether an operator drains it; None when it has none any more and must register again.
+    """
+    looked_at = None if looked_seconds_ago is None else sa.func.now() - timedelta(seconds=looked_seconds_ago)
     statement = (
         workers.update()
         .where(workers.c.id == worker_id, workers.c.retired_at.is_(None))
-        .values(seen_at=sa.func.now(), state=state, loaded_models=list(loaded_models))
+        .values(
+            seen_at=sa.func.now(),
+            state=state,
+            loaded_models=list(loaded_models),
+            looked_at=sa.func.coalesce(looked_at, workers.c.looked_at),
+        )
+        .returning(workers)
     )
-    return conn.execute(statement).rowcount == 1
+    row = conn.execute(statement).mappings().one_or_none()
+    return Worker.from_row(row) if row is not None else None
+
+
+def drain(conn: sa.Connection, worker_id: UUID) -> Worker:
+    """Lets a worker finish what it has and take no more jobs until :func:`undrain`; twice is harmless.
+
+    Raises:
+        NotFound: there is no such worker, or it has stopped.
+    """
+    return _set_draining(conn, worker_id, draining=True)
+
+
+def undrain(conn: sa.Connection, worker_id: UUID) -> Worker:
+    """Lets a worker take jobs again; twice is harmless.
+
+    Raises:
+        NotFound: there is no such worker, or it has stopped.
+    """
+    return _set_draining(conn, worker_id, draining=False)
+
+
+def _set_draining(conn: sa.Connection, worker_id: UUID, *, draining: bool) -> Worker:
+    statement = (
+        workers.update()
+        .where(workers.c.id == worker_id, workers.c.retired_at.is_(None))
+        .values(draining=draining)
+        .returning(workers)
+    )
+    row = conn.execute(statement).mappings().one_or_none()
+    if row is None:
+        raise NotFound(f"There is no live worker {worker_id}; `calotype workers list` shows which there are.")
+    return Worker.from_row(row)
 
 
 def retire(conn: sa.Connection, worker_id: UUID) -> None:

@@ -2,31 +2,84 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calotype.cli.connect import ApiKey, AsJson, Url, connect
-from calotype.cli.console import err, out, print_json
+from calotype.cli.console import err, fail, out, print_json
 from calotype.cli.render import moment, table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 tenants_app = typer.Typer(help="Make and list tenants (admin).", no_args_is_help=True)
 keys_app = typer.Typer(help="Make, list, rotate and revoke keys (admin).", no_args_is_help=True)
 
+#: Lifts a limit.
+NO_LIMIT = "none"
+
+TenantName = Annotated[str, typer.Argument(metavar="NAME", help="A short name.", show_default=False)]
+Weight = Annotated[
+    float | None, typer.Option(help="Share of the device time beside other tenants that wait, too; 1 at first.")
+]
+MaxQueued = Annotated[str | None, typer.Option(help=f"Most jobs that may wait; `{NO_LIMIT}`: any number.")]
+MaxRunning = Annotated[str | None, typer.Option(help=f"Most jobs that may run at once; `{NO_LIMIT}`: any number.")]
 KeyId = Annotated[str, typer.Argument(metavar="KEY", help="The id of a key.", show_default=False)]
 
 
 @tenants_app.command("create")
 def create_tenant(
-    name: Annotated[str, typer.Argument(help="A short name.", show_default=False)],
+    name: TenantName,
+    weight: Weight = None,
+    max_queued: MaxQueued = None,
+    max_running: MaxRunning = None,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a tenant: an owner of jobs, models and datasets that others do not see."""
     with connect(url, api_key) as client:
-        tenant = client.create_tenant(name)
+        tenant = client.create_tenant(name, **_changes(weight, max_queued, max_running))
     print_json(tenant) if as_json else out().print(f"made the tenant {tenant['name']}", markup=False)
+
+
+@tenants_app.command("change")
+def change_tenant(
+    name: TenantName,
+    weight: Weight = None,
+    max_queued: MaxQueued = None,
+    max_running: MaxRunning = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Change a tenant's share and limits; what is left out stays."""
+    changes = _changes(weight, max_queued, max_running)
+    if not changes:
+        fail("Nothing was given to change.", "Give --weight, --max-queued or --max-running.")
+    with connect(url, api_key) as client:
+        tenant = client.change_tenant(name, **changes)
+    print_json(tenant) if as_json else out().print(_tenant_table([tenant]))
+
+
+def _changes(weight: float | None, max_queued: str | None, max_running: str | None) -> dict[str, Any]:
+    given = {
+        "weight": weight,
+        "max_queued": None if max_queued is None else _limit("--max-queued", max_queued),
+        "max_running": None if max_running is None else _limit("--max-running", max_running),
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    return {name: None if value == NO_LIMIT else value for name, value in changes.items()}
+
+
+def _limit(option: str, text: str) -> int | str:
+    if text == NO_LIMIT:
+        return text
+    if not text.isdecimal():
+        fail(f"{option} takes a whole number, or `{NO_LIMIT}` to lift the limit; got {text!r}.")
+    return int(text)
 
 
 @tenants_app.command("list")
@@ -34,11 +87,27 @@ def list_tenants(url: Url = None, api_key: ApiKey = None, as_json: AsJson = Fals
     """List the tenants."""
     with connect(url, api_key) as client:
         tenants = list(client.tenants())
-    if as_json:
-        print_json(tenants)
-        return
-    rows = ((t["name"], t["id"], moment(t["created_at"])) for t in tenants)
-    out().print(table(("name", "id", "created"), rows, "no tenants"))
+    print_json(tenants) if as_json else out().print(_tenant_table(tenants))
+
+
+def _tenant_table(tenants: Iterable[Mapping[str, Any]]) -> RenderableType:
+    columns = ("name", "weight", "may wait", "may run", "created", "id")
+    rows = (
+        (
+            t["name"],
+            f"{t['weight']:g}",
+            _shown(t["max_queued"]),
+            _shown(t["max_running"]),
+            moment(t["created_at"]),
+            t["id"],
+        )
+        for t in tenants
+    )
+    return table(columns, rows, "no tenants")
+
+
+def _shown(limit: int | None) -> str:
+    return "any number" if limit is None else str(limit)
 
 
 @keys_app.command("create")

@@ -8,7 +8,21 @@ from typing import Annotated
 
 import typer
 
-from calotype.cli import admin, datasets, jobs, models, processes, submit, up
+from calotype.cli import (
+    admin,
+    bulk,
+    datasets,
+    events,
+    explain,
+    fleet,
+    jobs,
+    models,
+    processes,
+    simulate,
+    submit,
+    up,
+    webhooks,
+)
 from calotype.cli.console import fail
 from calotype.cli.demo import demo
 from calotype.client import ApiError, ClientError
@@ -26,20 +40,26 @@ app = typer.Typer(
 
 app.command(rich_help_panel="Run it here")(up.up)
 app.command(rich_help_panel="Run it here")(demo)
+submit.app.command("bulk")(bulk.submit_bulk)
 app.add_typer(submit.app, name="submit", rich_help_panel="Jobs")
 app.command(rich_help_panel="Jobs")(jobs.wait)
 app.command("list", rich_help_panel="Jobs")(jobs.list_jobs)
 app.command(rich_help_panel="Jobs")(jobs.show)
+app.command(rich_help_panel="Jobs")(explain.explain)
+app.command(rich_help_panel="Jobs")(events.logs)
 app.command(rich_help_panel="Jobs")(jobs.cancel)
 app.command(rich_help_panel="Jobs")(jobs.retry)
 app.command(rich_help_panel="Jobs")(jobs.download)
 app.command(rich_help_panel="Jobs")(jobs.delete)
+app.add_typer(webhooks.app, name="webhooks", rich_help_panel="Jobs")
 app.add_typer(datasets.app, name="datasets", rich_help_panel="What jobs use")
 app.add_typer(models.app, name="models", rich_help_panel="What jobs use")
-app.command(rich_help_panel="Operation")(models.queues)
-app.command(rich_help_panel="Operation")(models.workers)
+app.add_typer(fleet.queues_app, name="queues", rich_help_panel="Operation")
+app.add_typer(fleet.workers_app, name="workers", rich_help_panel="Operation")
+app.command(rich_help_panel="Operation")(fleet.usage)
 app.add_typer(admin.tenants_app, name="tenants", rich_help_panel="Operation")
 app.add_typer(admin.keys_app, name="keys", rich_help_panel="Operation")
+app.command(rich_help_panel="Operation")(simulate.simulate)
 app.command(rich_help_panel="Operation")(processes.migrate)
 app.command(rich_help_panel="Operation")(processes.version)
 for name, module in (("api", "api"), ("worker", "worker"), ("reconciler", "worker.reconciler")):

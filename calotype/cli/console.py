@@ -38,6 +38,12 @@ def print_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def print_json_line(value: Any) -> None:
+    """Machine output that comes bit by bit: one JSON document a line."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
 def fail(message: str, remedy: str = "", *, code: int = 1) -> NoReturn:
     """One message and what to do about it on stderr; ends the program."""
     from rich.markup import escape

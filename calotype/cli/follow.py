@@ -23,6 +23,7 @@ def follow(client: Client, job_id: str, *, timeout: float | None = None) -> dict
             return client.wait(job_id, timeout=timeout, on_progress=progress.update)
     except KeyboardInterrupt:
         err().print(f"\nThe job goes on. Follow it:  calotype wait {job_id}")
+        err().print(f"read what it says:           calotype logs -f {job_id}")
         err().print(f"or end it:                   calotype cancel {job_id}")
         sys.exit(INTERRUPTED)
 

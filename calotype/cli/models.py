@@ -1,4 +1,4 @@
-"""Commands on models, queues and workers."""
+"""Commands on models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 from calotype.cli.connect import ApiKey, AsJson, Url, connect
 from calotype.cli.console import err, out, print_json
-from calotype.cli.render import moment, table
+from calotype.cli.render import table
 
 app = typer.Typer(help="List, show and delete models.", no_args_is_help=True)
 
@@ -43,38 +43,3 @@ def delete(name: ModelName, url: Url = None, api_key: ApiKey = None) -> None:
     with connect(url, api_key) as client:
         client.delete_model(name)
     err().print(f"deleted {name}")
-
-
-def queues(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Show what waits and what runs, per queue."""
-    with connect(url, api_key) as client:
-        found = client.queues()
-    if as_json:
-        print_json(found)
-        return
-    rows = (
-        (q["name"], q["depth"], q["runnable"], q["running"], f"{q['oldest_wait_seconds'] or 0:.0f} s", q["workers"])
-        for q in found
-    )
-    out().print(table(("name", "waiting", "runnable", "running", "oldest waits", "workers"), rows, "no queues"))
-
-
-def workers(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False) -> None:
-    """Show the workers, what they do and which models they have loaded."""
-    with connect(url, api_key) as client:
-        found = client.workers()
-    if as_json:
-        print_json(found)
-        return
-    rows = (
-        (
-            worker["name"],
-            worker["state"],
-            worker["device"].get("name") or worker["device"].get("kind"),
-            worker["queues"],
-            worker["loaded_models"],
-            moment(worker.get("last_seen_at")),
-        )
-        for worker in found
-    )
-    out().print(table(("name", "state", "device", "queues", "loaded models", "last seen"), rows, "no workers"))

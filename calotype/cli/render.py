@@ -66,6 +66,10 @@ def job_details(job: Json) -> RenderableType:
     ]
     if job.get("started_at") and job.get("finished_at"):
         facts.append(("took", f"{seconds_between(job['started_at'], job['finished_at']):.1f} s"))
+    if (job.get("result") or {}).get("cached"):
+        facts.append(("cached", f"from job {job['result']['cached_from']}"))
+    if job.get("artifacts_expired_at"):
+        facts.append(("files", f"deleted {moment(job['artifacts_expired_at'])}"))
     error = job.get("error")
     if error:
         text = f"{error['title']} ({error['code']}): {error['detail']}"

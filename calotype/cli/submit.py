@@ -36,8 +36,11 @@ Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher first; 
 MaxAttempts = Annotated[int | None, typer.Option(min=1, max=20, help="Attempts; 3 when not given.")]
 Deadline = Annotated[float | None, typer.Option(help="Seconds within which it must have started.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds that one attempt may run.")]
+Retain = Annotated[float | None, typer.Option(help="Seconds after its end that its files are kept.")]
+Cache = Annotated[str | None, typer.Option(help="use, any_seed or bypass: whether earlier images may answer.")]
 Metadata = Annotated[list[str] | None, typer.Option("--metadata", "-m", help="KEY=VALUE; may be repeated.")]
 IdempotencyKey = Annotated[str | None, typer.Option(help="The same key and spec give the same job.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Quote the wait and the cost; submit nothing.")]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="A LoRA, MODEL or MODEL:SCALE; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Drawn when not given.")]
 
@@ -48,12 +51,13 @@ def submit_file(
     wait: Wait = False,
     output: Output = None,
     idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Submit the spec in a file. The word `file` may be left out."""
-    _submit(_read(spec), wait, output, idempotency_key, url, api_key, as_json)
+    _submit(_read(spec), wait, output, idempotency_key, dry_run, url, api_key, as_json)
 
 
 @app.command()
@@ -72,14 +76,17 @@ def generate(
     init_image: Annotated[str | None, typer.Option(help="Start from `ds_…/file.png` or `JOB/artifact.png`.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it to replace, up to 1.")] = None,
     adapter: Adapters = None,
+    cache: Cache = None,
     priority: Priority = None,
     max_attempts: MaxAttempts = None,
     deadline: Deadline = None,
     timeout: Timeout = None,
+    retain: Retain = None,
     metadata: Metadata = None,
     wait: Wait = False,
     output: Output = None,
     idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -99,9 +106,9 @@ def generate(
         strength=strength,
         adapters=[_adapter(text) for text in adapter] if adapter else None,
     )
-    common = _common(priority, max_attempts, deadline, timeout, metadata)
-    spec = {"kind": "generate", "family": family, "model": model, "input": asked, **common}
-    _submit(spec, wait, output, idempotency_key, url, api_key, as_json)
+    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
+    spec = {"kind": "generate", "family": family, "model": model, "input": asked, **_given(cache=cache), **common}
+    _submit(spec, wait, output, idempotency_key, dry_run, url, api_key, as_json)
 
 
 @app.command()
@@ -130,10 +137,12 @@ def train(
     max_attempts: MaxAttempts = None,
     deadline: Deadline = None,
     timeout: Timeout = None,
+    retain: Retain = None,
     metadata: Metadata = None,
     wait: Wait = False,
     output: Output = None,
     idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -155,9 +164,9 @@ def train(
         seed=seed,
         output_model=output_model,
     )
-    common = _common(priority, max_attempts, deadline, timeout, metadata)
+    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
     spec = {"kind": "train", "family": family, "model": model, "input": asked, **common}
-    _submit(spec, wait, output, idempotency_key, url, api_key, as_json)
+    _submit(spec, wait, output, idempotency_key, dry_run, url, api_key, as_json)
 
 
 @app.command()
@@ -177,10 +186,12 @@ def benchmark(
     max_attempts: MaxAttempts = None,
     deadline: Deadline = None,
     timeout: Timeout = None,
+    retain: Retain = None,
     metadata: Metadata = None,
     wait: Wait = False,
     output: Output = None,
     idempotency_key: IdempotencyKey = None,
+    dry_run: DryRun = False,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
@@ -195,8 +206,10 @@ def benchmark(
         seed=seed,
         gpu_hour_usd=gpu_hour_usd,
     )
-    common = _common(priority, max_attempts, deadline, timeout, metadata)
-    _submit({"kind": "benchmark", "input": asked, **common}, wait, output, idempotency_key, url, api_key, as_json)
+    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
+    _submit(
+        {"kind": "benchmark", "input": asked, **common}, wait, output, idempotency_key, dry_run, url, api_key, as_json
+    )
 
 
 def _submit(
@@ -204,13 +217,19 @@ def _submit(
     wait: bool,
     output: Path | None,
     idempotency_key: str | None,
+    dry_run: bool,
     url: str | None,
     api_key: str | None,
     as_json: bool,
 ) -> None:
+    from calotype.cli.explain import quote
     from calotype.cli.follow import follow, tell_outcome
 
     with connect(url, api_key) as client:
+        if dry_run:
+            quoted = client.quote(spec)
+            print_json(quoted) if as_json else out().print(quote(quoted))
+            return
         job = client.submit(spec, idempotency_key=idempotency_key)
         if wait or output is not None:
             tell_outcome(client, follow(client, job["id"]), output=output, as_json=as_json)
@@ -250,6 +269,7 @@ def _common(
     max_attempts: int | None,
     deadline: float | None,
     timeout: float | None,
+    retain: float | None,
     metadata: list[str] | None,
 ) -> dict[str, Any]:
     return _given(
@@ -257,6 +277,7 @@ def _common(
         max_attempts=max_attempts,
         deadline_seconds=deadline,
         timeout_seconds=timeout,
+        retain_seconds=retain,
         metadata=dict(_pair(text) for text in metadata) if metadata else None,
     )
 

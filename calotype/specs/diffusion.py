@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from calotype.specs.common import Adapter, DatasetRef, ModelName, ModelRef, Request, Seed, Strict
+from calotype.specs.common import Adapter, DatasetRef, GenerateRequest, ModelName, ModelRef, Request, Seed, Strict
 
 #: Width and height in pixels; the model's own limits are checked when the job is submitted.
 Side = Annotated[int, Field(ge=8, le=8192)]
@@ -47,7 +47,7 @@ class DiffusionGenerateInput(Strict):
         return self
 
 
-class DiffusionGenerate(Request):
+class DiffusionGenerate(GenerateRequest):
     """Makes images from a prompt."""
 
     model_config = ConfigDict(

@@ -90,9 +90,13 @@ def _field_error(error: ErrorDetails, model: type[BaseModel]) -> FieldError:
         message = f"unknown field{_near(str(loc[-1]), _fields_at(model, loc[:-1]))}"
     elif error["type"] == "missing":
         message = "is required"
-    elif isinstance(error["input"], str | int | float | bool) and len(repr(error["input"])) < 80:
+    elif loc[:1] != ("webhook",) and _is_short(error["input"]):  # a secret is not repeated
         message = f"{message}, got {error['input']!r}"
     return FieldError(loc=loc, msg=message)
+
+
+def _is_short(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool) and len(repr(value)) < 80
 
 
 def _near(name: str, fields: list[str]) -> str:

@@ -68,7 +68,8 @@ def generate(prompt: str, sizes: Sizes, adapter: str | None = None) -> dict[str,
     }
     if adapter is not None:
         asked["adapters"] = [{"model": adapter}]
-    return _job("generate", asked)
+    # Shown how they are made, also to who runs the demo twice.
+    return {**_job("generate", asked), "cache": "bypass"}
 
 
 def train(sizes: Sizes) -> dict[str, Any]:

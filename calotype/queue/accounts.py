@@ -1,0 +1,178 @@
+"""What tenants are charged for: virtual time in their pool, usage per day, and rates that estimates rest on.
+
+Rows are locked in one order, jobs before shares before usage before rates, so that two transactions never wait for each
+other in a ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
+import sqlalchemy as sa
+
+from calotype import tables
+from calotype.jobs import Job, Kind, State
+from calotype.queue.rows import Held
+from calotype.scheduling import Rate, estimate_seconds
+
+#: Key of the rate over all models of a queue.
+ANY_MODEL = ""
+
+# A tenant has something that a claim could take.
+_WAITS = """EXISTS (
+    SELECT FROM jobs j WHERE j.queue = ANY (s.queues) AND j.tenant_id = s.tenant_id
+        AND j.state = 'queued' AND j.leader_id IS NULL AND j.available_at <= now())"""
+
+# What jobs that leave their workers change, in the order in which all lock: shares by their keys, then usage.
+# The estimate that was charged is replaced by what was measured. A tenant is idle when nothing of it runs in the pool
+# and nothing could; one that was at its limit stays idle until its next claim.
+_SETTLE = sa.text(f"""
+WITH gone AS MATERIALIZED (
+    SELECT * FROM unnest(
+        CAST(:pools AS text[]), CAST(:tenants AS uuid[]), CAST(:queues AS text[]), CAST(:seconds AS float[]),
+        CAST(:charged AS float[]), CAST(:ended AS bigint[]), CAST(:images AS bigint[])
+    ) AS g(pool, tenant_id, queue, seconds, charged, ended, images)),
+mine AS MATERIALIZED (
+    SELECT s.pool, s.tenant_id, t.weight FROM shares s JOIN tenants t ON t.id = s.tenant_id
+    WHERE (s.pool, s.tenant_id) IN (SELECT pool, tenant_id FROM gone)
+    ORDER BY s.pool, s.tenant_id FOR NO KEY UPDATE OF s),
+settled AS (
+    UPDATE shares s SET
+        running = greatest(s.running - left_there.jobs, 0),
+        vtime = s.vtime + left_there.seconds / left_there.weight - left_there.charged,
+        idle = s.idle OR (s.running <= left_there.jobs AND NOT {_WAITS}),
+        changed_at = now()
+    FROM (SELECT pool, tenant_id, m.weight, count(*) AS jobs, sum(g.seconds) AS seconds, sum(g.charged) AS charged
+        FROM gone g JOIN mine m USING (pool, tenant_id) GROUP BY pool, tenant_id, m.weight) AS left_there
+    WHERE s.pool = left_there.pool AND s.tenant_id = left_there.tenant_id RETURNING 1)
+INSERT INTO usage (tenant_id, day, queue, jobs, images, gpu_seconds)
+SELECT tenant_id, (now() AT TIME ZONE 'UTC')::date, queue, sum(ended), sum(images), sum(seconds)
+FROM gone WHERE (SELECT count(*) FROM settled) >= 0 GROUP BY tenant_id, queue ORDER BY tenant_id, queue
+ON CONFLICT ON CONSTRAINT usage_pkey DO UPDATE SET
+    jobs = usage.jobs + excluded.jobs, images = usage.images + excluded.images,
+    gpu_seconds = usage.gpu_seconds + excluded.gpu_seconds
+""")  # noqa: S608 - fixed texts
+
+# One row a tenant, day and queue.
+_ADD_USAGE = sa.text("""
+INSERT INTO usage (tenant_id, day, queue, jobs, cached, images)
+VALUES (:tenant_id, (now() AT TIME ZONE 'UTC')::date, :queue, :jobs, :cached, :images)
+ON CONFLICT ON CONSTRAINT usage_pkey DO UPDATE SET
+    jobs = usage.jobs + excluded.jobs, cached = usage.cached + excluded.cached, images = usage.images + excluded.images
+""")
+
+# A tenant that has nothing running or waiting in a pool any more, though no job of it ended there. Whoever has its
+# share locked decides by itself.
+_NOTE_IDLE = sa.text(f"""
+UPDATE shares SET idle = true, changed_at = now() FROM (
+    SELECT pool, tenant_id FROM shares s
+    WHERE NOT s.idle AND s.running = 0 AND (CAST(:tenant_id AS uuid) IS NULL OR s.tenant_id = :tenant_id)
+        AND NOT {_WAITS}
+    FOR NO KEY UPDATE SKIP LOCKED) AS left_there
+WHERE shares.pool = left_there.pool AND shares.tenant_id = left_there.tenant_id
+""")  # noqa: S608 - fixed texts
+
+_LOCK_RATES = sa.text("""
+SELECT model_key, jobs, mean, variance FROM rates WHERE queue = :queue AND model_key = ANY (CAST(:keys AS text[]))
+ORDER BY model_key FOR NO KEY UPDATE SKIP LOCKED
+""")
+
+_WRITTEN = """unnest(
+    CAST(:keys AS text[]), CAST(:jobs AS bigint[]), CAST(:means AS float[]), CAST(:variances AS float[])
+) AS w(model_key, jobs, mean, variance)"""
+
+# Of rows that are locked.
+_UPDATE_RATES = sa.text(f"""
+UPDATE rates r SET jobs = w.jobs, mean = w.mean, variance = w.variance, changed_at = now()
+FROM {_WRITTEN} WHERE r.queue = :queue AND r.model_key = w.model_key
+""")  # noqa: S608 - fixed texts
+
+# Of which nothing is known, or which somebody else has locked: those stay as they are.
+_INSERT_RATES = sa.text(f"""
+INSERT INTO rates (queue, model_key, jobs, mean, variance) SELECT :queue, w.* FROM {_WRITTEN} ORDER BY model_key
+ON CONFLICT ON CONSTRAINT rates_pkey DO NOTHING
+""")  # noqa: S608 - fixed texts
+
+
+def settle(conn: sa.Connection, left: Sequence[tuple[Held, Job]]) -> None:
+    """Charges jobs that a worker held until now; each as it was under its lock, and as it has become.
+
+    Usage is locked here: what else is to be counted comes after it.
+    """
+    if not left:
+        return
+    before, after = [held for held, _ in left], [job for _, job in left]
+    values = {
+        "pools": [held.job.pool for held in before],
+        "tenants": [held.job.tenant_id for held in before],
+        "queues": [held.job.queue for held in before],
+        "seconds": [held.seconds for held in before],
+        "charged": [held.job.charged for held in before],
+        "ended": [int(job.state.terminal) for job in after],
+        "images": [_images(job) for job in after],
+    }
+    conn.execute(_SETTLE, values)
+
+
+def _images(job: Job) -> int:
+    """Made and published."""
+    return job.units if job.kind is Kind.GENERATE and job.state is State.SUCCEEDED else 0
+
+
+def add_usage(conn: sa.Connection, job: Job, *, jobs: int = 1, images: int = 0, cached: int = 0) -> None:
+    """Counts a job that ended without a worker, or several like it; ``cached``: those answered from an equal one."""
+    values = {"tenant_id": job.tenant_id, "queue": job.queue, "jobs": jobs, "cached": cached, "images": images}
+    conn.execute(_ADD_USAGE, values)
+
+
+def note_idle(conn: sa.Connection, tenant_id: UUID | None = None) -> None:
+    """Marks shares whose tenant has nothing left there; of all tenants when None."""
+    conn.execute(_NOTE_IDLE, {"tenant_id": tenant_id})
+
+
+def observe(conn: sa.Connection, job: Job, seconds: float) -> None:
+    """Learns from a job that succeeded in one go how long such jobs take.
+
+    Rates that another job is teaching at this moment are left to it: jobs of one queue do not wait for each other's
+    commits for the sake of a statistic.
+    """
+    per_work = seconds / job.work
+    keys = sorted({job.model_key or ANY_MODEL, ANY_MODEL})
+    rows = conn.execute(_LOCK_RATES, {"queue": job.queue, "keys": keys}).mappings()
+    known = {row["model_key"]: _rate(row).observe(per_work) for row in rows}
+    first = Rate(jobs=1, mean=per_work, variance=0.0)
+    _write_rates(conn, _UPDATE_RATES, job.queue, known)
+    _write_rates(conn, _INSERT_RATES, job.queue, {key: first for key in keys if key not in known})
+
+
+def rate(conn: sa.Connection, queue: str, model_key: str) -> Rate | None:
+    """What is known of the jobs of a queue and model; None when nothing is."""
+    table = tables.rates
+    row = conn.execute(sa.select(table).where(table.c.queue == queue, table.c.model_key == model_key)).mappings()
+    found = row.one_or_none()
+    return _rate(found) if found is not None else None
+
+
+def estimate(conn: sa.Connection, job: Job) -> float:
+    """Device-seconds that a job will take."""
+    table = tables.rates
+    keys = [job.model_key or ANY_MODEL, ANY_MODEL]
+    statement = sa.select(table).where(table.c.queue == job.queue, table.c.model_key.in_(keys))
+    found = {row["model_key"]: _rate(row) for row in conn.execute(statement).mappings()}
+    return estimate_seconds(job.work, job.kind, [found.get(key) for key in keys])
+
+
+def _rate(row: sa.RowMapping) -> Rate:
+    return Rate(jobs=row["jobs"], mean=row["mean"], variance=row["variance"])
+
+
+def _write_rates(conn: sa.Connection, statement: sa.TextClause, queue: str, rates: Mapping[str, Rate]) -> None:
+    if rates:
+        columns = {
+            "keys": list(rates),
+            "jobs": [one.jobs for one in rates.values()],
+            "means": [one.mean for one in rates.values()],
+            "variances": [one.variance for one in rates.values()],
+        }
+        conn.execute(statement, {"queue": queue, **columns})
