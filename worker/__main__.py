@@ -1,4 +1,4 @@
-"""`python -m worker --queues diffusion.generate,diffusion.train`: one worker process, one job at a time."""
+"""`python -m worker --queues diffusion.generate,diffusion.train`: one worker process, one batch at a time."""
 
 from __future__ import annotations
 

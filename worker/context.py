@@ -2,7 +2,8 @@
 
 A handler is a function of one argument, `run(ctx: JobContext) -> HandlerResult`. It loads through `ctx.models`, calls
 `ctx.check()` at every step, reports through `ctx.progress()`, writes files under `ctx.workdir`, and returns what is to
-be published. It never touches the job's row: leases, epochs, uploads and final states belong to the drain loop.
+be published. It never touches the job's row: leases, epochs, uploads and final states belong to the executor. Several
+jobs may share one call of their model: see `worker.batch`.
 
 To fail, raise `calotype.errors.JobFailed` with a stable code. To be interrupted, let `Interrupted` pass.
 """
@@ -20,6 +21,7 @@ from uuid import UUID
 from sqlalchemy import Engine
 
 from calotype import datasets, queue, registry
+from calotype import log as logs
 from calotype.artifacts import ObjectStore
 from calotype.database import transaction
 from calotype.errors import JobFailed, NotFound
@@ -31,6 +33,7 @@ from worker import checkpoints
 from worker.cache import PATIENCE_SECONDS, ModelCache
 from worker.device import torch_device
 from worker.patience import patiently
+from worker.said import log_line, metrics_line
 from worker.signals import CancelRequested, Interrupted, LeaseLost, ShuttingDown, Signals
 
 if TYPE_CHECKING:
@@ -96,6 +99,10 @@ class HandlerResult:
     model: NewModel | None = None
 
 
+def _nothing(*_: object) -> None:
+    """Nobody watches, nobody waits."""
+
+
 @dataclass(kw_only=True)
 class JobContext:
     """One job's view of the worker."""
@@ -110,6 +117,10 @@ class JobContext:
     workdir: Path
     engine: Engine
     signals: Signals
+    #: Tells whoever watches that the job has changed; called after a commit.
+    announce: Callable[[UUID], None] = _nothing
+    #: Called at every `check()`: looks after jobs that wait for this one to be through.
+    beside: Callable[[], None] = _nothing
     _stage: str = field(default="", init=False)
     _stage_started: float = field(default=0.0, init=False)
     _stage_first_step: int = field(default=0, init=False)
@@ -125,6 +136,7 @@ class JobContext:
         Raises CancelRequested, LeaseLost or ShuttingDown (all Interrupted), or JobFailed `timeout`.
         """
         self.signals.alive()
+        self.beside()
         self.signals.raise_if_interrupted()
         if self.signals.timed_out():
             raise JobFailed(
@@ -150,9 +162,19 @@ class JobContext:
         self.signals.unwritten = Progress(fraction=fraction, step=step, total=total, stage=stage, eta_seconds=eta)
 
     def log(self, message: str) -> None:
-        """A line in the worker's log; the drain loop has put the job's id beside everything logged here."""
+        """A line in the worker's log and among the job's events, where its owner reads it while the job runs."""
         self.signals.alive()
-        log.info(message)
+        with logs.context(job=self.job.id, queue=self.job.queue, epoch=self.job.epoch):
+            log.info(message)
+        self.signals.said.add(*log_line(message))
+
+    def metrics(self, values: Mapping[str, float | None]) -> None:
+        """Measurements as they are now, e.g. `{"step": 120, "loss": 0.31}`, among the job's events.
+
+        Each is a row in Postgres: every few seconds is often enough. None, or what is not finite: unknown.
+        """
+        self.signals.alive()
+        self.signals.said.add(*metrics_line(values))
 
     def save_checkpoint(self, path: Path, step: int) -> None:
         """Store a file or a folder as the job's checkpoint at `step`; the previous one is removed afterwards.
@@ -163,6 +185,7 @@ class JobContext:
         """
         self.signals.alive()
         self.job = checkpoints.save(self.engine, self.store, self.job, path, step, self.signals.alive)
+        self.announce(self.job.id)
         self.signals.alive()
 
     def load_checkpoint(self) -> tuple[Path, int] | None:

@@ -19,13 +19,15 @@ from calotype import queue
 from calotype.database import transaction
 from calotype.errors import DependencyDown
 from calotype.jobs import Job
+from calotype.scheduling import Affinity
 from calotype.settings import Settings
+from worker.families import BATCHED
 
 log = logging.getLogger(__name__)
 
 
 class DrainLoop:
-    """Runs in one thread: at most one job at a time per process."""
+    """Runs in one thread: at most one batch at a time per process."""
 
     def __init__(
         self,
@@ -34,8 +36,9 @@ class DrainLoop:
         settings: Settings,
         worker_id: UUID,
         queues: Sequence[str],
-        execute: Callable[[Job], None],
+        execute: Callable[[Sequence[Job]], None],
         shutdown: threading.Event,
+        loaded: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -43,6 +46,9 @@ class DrainLoop:
         self._queues = tuple(queues)
         self._execute = execute
         self._shutdown = shutdown
+        #: Keys of the models in memory.
+        self._loaded = loaded
+        self._affinity = Affinity(longest_wait=settings.affinity_seconds, longest_streak=settings.affinity_streak)
         self._changed = threading.Condition()
         #: Rings heard, and rings that a drain begun afterwards has answered.
         self._heard = 0
@@ -51,6 +57,8 @@ class DrainLoop:
         self._ended = False
         #: Monotonic time of the last sign that the loop itself goes round.
         self.last_turn = time.monotonic()
+        #: Monotonic time of the last time that Postgres answered what there is to do; None before the first.
+        self.last_look: float | None = None
 
     @property
     def draining(self) -> bool:
@@ -91,13 +99,28 @@ class DrainLoop:
         try:
             while not self._shutdown.is_set():
                 self.last_turn = time.monotonic()
-                with transaction(self._engine) as conn:
-                    job = queue.claim(conn, self._worker_id, self._queues, self._settings.lease_seconds)
-                if job is None:
+                claimed = self._claim()
+                if not claimed.jobs:
                     return
-                self._execute(job)
+                self._execute(claimed.jobs)
         except DependencyDown as exc:
             log.warning("cannot look for work", extra={"reason": exc.detail})
+
+    def _claim(self) -> queue.Claimed:
+        claimant = queue.Claimant(
+            worker_id=self._worker_id,
+            queues=self._queues,
+            lease_seconds=self._settings.lease_seconds,
+            pool=self._settings.pool,
+            loaded=tuple(self._loaded()),
+            may_pass=self._affinity.may_pass(time.monotonic()),
+            most_units=1 if BATCHED.isdisjoint(self._queues) else self._settings.max_batch,
+        )
+        with transaction(self._engine) as conn:
+            claimed = queue.claim_batch(conn, claimant)
+        self.last_look = time.monotonic()
+        self._affinity.note(self.last_look, passed=claimed.passed)
+        return claimed
 
     def _has_reason(self) -> bool:
         return self._heard > self._answered or self._shutdown.is_set()

@@ -22,6 +22,7 @@ from calotype import tables
 from calotype.artifacts import ObjectStore
 from calotype.database import transaction
 from calotype.jobs import HELD
+from calotype.queue.deleting import files_of_models
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,7 @@ def _referenced(conn: Connection, keys: Collection[str], jobs: Collection[UUID])
     )
     for checkpoint in conn.scalars(checkpoints):
         named.update(item["key"] for item in checkpoint["objects"])
-    files = sa.func.jsonb_array_elements(tables.model_versions.c.files).table_valued("value", joins_implicitly=True)
-    key = files.c.value.op("->>")("object_key")
-    named.update(conn.scalars(sa.select(key).select_from(tables.model_versions, files).where(key.in_(keys))))
-    return named & set(keys)
+    return (named | files_of_models(conn, keys)) & set(keys)
 
 
 def _job_and_epoch(key: str) -> tuple[UUID, int]:

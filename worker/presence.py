@@ -7,6 +7,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -17,20 +18,35 @@ from calotype import workers
 from calotype.database import transaction
 from calotype.errors import DependencyDown
 from calotype.settings import Settings
-from calotype.workers import WorkerInfo, WorkerState
+from calotype.workers import Worker, WorkerInfo, WorkerState
 from worker.device import describe_device
 
 log = logging.getLogger(__name__)
 
-#: State and loaded models, as they are now.
-Report = Callable[[], tuple[WorkerState, Sequence[str]]]
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a worker says of itself now."""
+
+    state: WorkerState
+    #: Keys of the models in memory.
+    loaded: Sequence[str]
+    #: How long ago it last asked for work; None: never yet.
+    looked_seconds_ago: float | None = None
 
 
 class Presence:
     """Keeps the worker's row from a thread of its own."""
 
     def __init__(
-        self, *, engine: Engine, settings: Settings, worker_id: UUID, name: str, queues: Sequence[str], report: Report
+        self,
+        *,
+        engine: Engine,
+        settings: Settings,
+        worker_id: UUID,
+        name: str,
+        queues: Sequence[str],
+        report: Callable[[], Report],
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -42,10 +58,13 @@ class Presence:
             queues=tuple(queues),
             device=describe_device(settings.device),
             version=calotype.__version__,
+            pool=settings.pool,
         )
         self._report = report
         #: Set once the row exists; claims refer to it.
         self.registered = threading.Event()
+        #: Whether an operator wants this worker to take no more jobs, as of the latest answer.
+        self.draining = False
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="presence", daemon=True)
@@ -90,17 +109,30 @@ class Presence:
         self._wake.clear()
 
     def _say(self) -> None:
-        state, loaded = self._report()
         with transaction(self._engine) as conn:
             if not self.registered.is_set() and not sa.inspect(conn).has_table("workers"):
                 raise DependencyDown("The database has no tables yet; run `calotype migrate`.")
-            if not self.registered.is_set() or not workers.seen(conn, self._info.id, state, loaded):
+            row = self._report_to(conn) if self.registered.is_set() else None
+            if row is None:
                 # The first time, or after the row was retired while this process could not be heard.
                 workers.register(conn, self._info)
-                workers.seen(conn, self._info.id, state, loaded)
+                row = self._report_to(conn)
+        self._note(row)
         if not self.registered.is_set():
             log.info("registered", extra={"worker": self._info.id, "worker_name": self._info.name})
         self.registered.set()
+
+    def _report_to(self, conn: sa.Connection) -> Worker | None:
+        said = self._report()
+        return workers.seen(conn, self._info.id, said.state, said.loaded, looked_seconds_ago=said.looked_seconds_ago)
+
+    def _note(self, row: Worker | None) -> None:
+        draining = row is not None and row.draining
+        if draining is not self.draining:
+            log.info("draining: no new jobs" if draining else "taking jobs again", extra={"worker": self._info.id})
+            self.draining = draining
+            # The state that was just reported is no longer right.
+            self.changed()
 
     def _retire(self) -> None:
         try:

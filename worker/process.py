@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Sequence
 
 from calotype.artifacts import ObjectStore
@@ -19,7 +20,7 @@ from worker.cache import ModelCache
 from worker.drain import DrainLoop
 from worker.execution import Executor, load_handler
 from worker.exit import ExitCode, leave
-from worker.presence import Presence
+from worker.presence import Presence, Report
 from worker.supervisor import Limits, Supervisor
 
 log = logging.getLogger("worker")
@@ -36,7 +37,7 @@ class WorkerProcess:
         self._id = new_id()
         self._shutdown = threading.Event()
         # Heartbeats must not wait for a connection that the job holds.
-        engine = connect_engine(settings, application_name=f"worker {name}", pool_size=4)
+        engine = connect_engine(settings, application_name=f"worker {name}", pool_size=6)
         lease_engine = connect_engine(settings, application_name=f"lease {name}", pool_size=1)
         self._engines = (engine, lease_engine)
         self._doorbell = Doorbell(settings)
@@ -51,18 +52,21 @@ class WorkerProcess:
             doorbell=self._doorbell,
             shutdown=self._shutdown,
         )
-        drain = DrainLoop(
+        self._drain = drain = DrainLoop(
             engine=engine,
             settings=settings,
             worker_id=self._id,
             queues=self._queues,
-            execute=self._executor.execute,
+            # Not `execute`: the next batch is claimed while the files of the last are on their way.
+            execute=self._executor.compute,
             shutdown=self._shutdown,
+            loaded=self._models.loaded,
         )
         self._presence = Presence(
             engine=engine, settings=settings, worker_id=self._id, name=name, queues=self._queues, report=self._report
         )
         self._executor.on_change = self._presence.changed
+        self._executor.on_settled = drain.ring
         app = make_app(settings, self._queues, drain, self._doorbell)
         self._listener = Listener(app, f"{name}-{os.getpid()}@{socket.gethostname()}")
         self._supervisor = Supervisor(
@@ -94,15 +98,20 @@ class WorkerProcess:
             leave(ExitCode.CLEAN, "stopped before it was ready")
         return ExitCode.CLEAN
 
-    def _report(self) -> tuple[WorkerState, list[str]]:
-        return self._state(), self._models.loaded()
+    def _report(self) -> Report:
+        looked = self._drain.last_look
+        return Report(
+            state=self._state(),
+            loaded=self._models.loaded(),
+            looked_seconds_ago=None if looked is None else time.monotonic() - looked,
+        )
 
     def _state(self) -> WorkerState:
-        if self._shutdown.is_set():
+        if self._shutdown.is_set() or self._presence.draining:
             return WorkerState.DRAINING
         if not self._supervisor.ready.is_set():
             return WorkerState.STARTING
-        return WorkerState.IDLE if self._executor.running is None else WorkerState.BUSY
+        return WorkerState.BUSY if self._executor.running else WorkerState.IDLE
 
     def _load_code(self) -> None:
         for name in self._queues:

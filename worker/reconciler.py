@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from calotype import datasets, idempotency, queue, tables, workers
+from calotype import datasets, events, idempotency, queue, retention, workers
 from calotype import log as logs
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, transaction
@@ -25,8 +25,10 @@ from calotype.doorbell import Doorbell
 from calotype.errors import DependencyDown, SettingsError
 from calotype.jobs import Job, State
 from calotype.settings import Settings, load_settings
-from calotype.workers import WorkerState
+from calotype.webhooks import deliveries
+from calotype.webhooks.sending import SEND_SECONDS
 from worker import orphans
+from worker.deliverer import Deliverer
 from worker.liveness import show_life
 
 log = logging.getLogger("worker.reconciler")
@@ -35,6 +37,8 @@ log = logging.getLogger("worker.reconciler")
 LEADER_LOCK = 0x63616C6F2D726563  # "calo-rec"
 #: Rows moved in one transaction.
 BATCH = 100
+#: Events dropped in one transaction.
+EVENTS = 1000
 #: A worker that was not seen for this many leases is taken for dead.
 DEAD_AFTER_LEASES = 3
 #: How long the rows of retired workers are kept, seconds.
@@ -45,6 +49,9 @@ LONGEST_PAUSE_SECONDS = 15.0
 UPLOAD_SECONDS = 86_400.0
 #: Longest pause between two looks for orphaned objects, seconds.
 LONGEST_COLLECT_PAUSE_SECONDS = 900.0
+#: Rounds, at most a minute, between two looks for artifacts and jobs whose time is over.
+ROUNDS_PER_RETIREMENT = 12
+LONGEST_RETIRE_PAUSE_SECONDS = 60.0
 
 
 class Leadership:
@@ -112,15 +119,25 @@ class Reconciler:
             self._move("reaped", queue.reap)
             self._retire_unseen()
         self._move("expired", queue.expire)
+        self._tidy()
         self._forget()
         self._ring_forgotten()
 
     def collect(self) -> None:
-        """Remove orphaned objects. Slow on a large store, so not part of a round. Raises DependencyDown."""
+        """Remove orphaned objects and old events. Slow in a large store: not part of a round. Raises DependencyDown."""
         if self.leading:
+            self._thin()
             orphans.collect(self._engine, self._store, self._settings.orphan_seconds)
             datasets.expire_uploads(self._engine, self._store, UPLOAD_SECONDS)
             datasets.collect_objects(self._engine, self._store, self._settings.orphan_seconds)
+
+    def retire(self) -> None:
+        """Remove artifacts and jobs whose time is over. Slow when there are many. Raises DependencyDown."""
+        if self.leading:
+            own = self._settings
+            retention.sweep(
+                self._engine, self._store, retain_seconds=own.retain_seconds, keep_seconds=own.keep_jobs_seconds
+            )
 
     def _note_answer(self) -> None:
         """After an outage of Postgres, or on starting into one, workers get one more lease to renew theirs."""
@@ -138,6 +155,7 @@ class Reconciler:
                 moved = move(conn, BATCH)
             for job in moved:
                 log.warning(word, extra={"job": job.id, "queue": job.queue, "epoch": job.epoch, "state": job.state})
+                self._doorbell.announce(job.id)
             for name in {job.queue for job in moved if job.state is State.QUEUED}:
                 self._doorbell.ring(name)
             if len(moved) < BATCH:
@@ -149,10 +167,21 @@ class Reconciler:
         for worker_id in retired:
             log.warning("worker taken for dead", extra={"worker": worker_id})
 
+    def _thin(self) -> None:
+        dropped = EVENTS
+        while dropped == EVENTS:
+            with transaction(self._engine) as conn:
+                dropped = events.thin(conn, self._settings.progress_seconds, EVENTS)
+
+    def _tidy(self) -> None:
+        with transaction(self._engine) as conn:
+            queue.tidy(conn, BATCH)
+
     def _forget(self) -> None:
         with transaction(self._engine) as conn:
             workers.forget(conn, KEEP_RETIRED_SECONDS)
             idempotency.forget(conn, self._settings.idempotency_seconds)
+            deliveries.forget(conn, self._settings.keep_deliveries_seconds)
 
     def _ring_forgotten(self) -> None:
         with transaction(self._engine) as conn:
@@ -161,28 +190,32 @@ class Reconciler:
             self._doorbell.ring(name)
 
 
+# One look at each tenant's first jobs, however many wait.
+_FORGOTTEN = sa.text("""
+SELECT served.queue FROM (
+    SELECT DISTINCT unnest(queues) AS queue FROM workers WHERE retired_at IS NULL AND state = 'idle' AND NOT draining
+) AS served
+WHERE NOT EXISTS (SELECT FROM queue_pauses p WHERE p.queue = served.queue)
+    AND EXISTS (SELECT FROM tenant_queues tq CROSS JOIN LATERAL (
+        SELECT FROM jobs j WHERE j.queue = tq.queue AND j.tenant_id = tq.tenant_id AND j.state = 'queued'
+            AND j.leader_id IS NULL AND j.available_at <= now() LIMIT 1) AS one
+        WHERE tq.queue = served.queue)
+""")
+
+
 def forgotten_queues(conn: Connection) -> Sequence[str]:
     """Queues with a runnable job beside an idle worker: their doorbell was lost, or a backoff has ended.
 
-    Where all workers are busy nobody needs a bell, and none must pile up in the broker.
+    Where all workers are busy or draining nobody needs a bell, and none must pile up in the broker; nor does a paused
+    queue.
     """
-    jobs, crew = tables.jobs, tables.workers
-    served = (
-        sa.select(sa.func.unnest(crew.c.queues).label("queue"))
-        .where(crew.c.retired_at.is_(None), crew.c.state == WorkerState.IDLE)
-        .distinct()
-        .subquery()
-    )
-    runnable = sa.exists().where(
-        jobs.c.queue == served.c.queue, jobs.c.state == State.QUEUED, jobs.c.available_at <= sa.func.now()
-    )
-    return conn.scalars(sa.select(served.c.queue).where(runnable)).all()
+    return conn.scalars(_FORGOTTEN).all()
 
 
 def run(settings: Settings, stopping: threading.Event) -> None:
     """Reconcile until `stopping` is set, through any outage."""
-    # Rounds and the collector, beside the one connection that holds the leader's lock.
-    engine = connect_engine(settings, application_name="reconciler", pool_size=2)
+    # Rounds, the collector and retention, beside the one connection that holds the leader's lock.
+    engine = connect_engine(settings, application_name="reconciler", pool_size=3)
     leader_engine = connect_engine(settings, application_name="reconciler leader", pool_size=1)
     doorbell = Doorbell(settings)
     leadership = Leadership(leader_engine)
@@ -192,16 +225,27 @@ def run(settings: Settings, stopping: threading.Event) -> None:
     pause = min(LONGEST_COLLECT_PAUSE_SECONDS, max(settings.reconcile_seconds, settings.orphan_seconds / 4))
     collector = threading.Thread(target=_repeat, args=("collect", reconciler.collect, pause, stopping), daemon=True)
     collector.start()
+    pause = min(LONGEST_RETIRE_PAUSE_SECONDS, ROUNDS_PER_RETIREMENT * settings.reconcile_seconds)
+    retirer = threading.Thread(target=_repeat, args=("retire", reconciler.retire, pause, stopping), daemon=True)
+    retirer.start()
+    deliverer = threading.Thread(
+        target=Deliverer.of(settings).run, args=(lambda: reconciler.leading, stopping), daemon=True
+    )
+    deliverer.start()
 
     def once() -> None:
-        if not collector.is_alive() and not stopping.is_set():
-            raise RuntimeError("the collector ended; the traceback above says why")
+        helpers = (("collector", collector), ("retention", retirer), ("deliverer of webhooks", deliverer))
+        for name, helper in helpers:
+            if not helper.is_alive() and not stopping.is_set():
+                raise RuntimeError(f"the {name} ended; the traceback above says why")
         # Also in an outage: restarting the reconciler would not end one.
         show_life(settings)
         reconciler.round()
 
     _repeat("round", once, settings.reconcile_seconds, stopping)
     leadership.give_up()
+    # What is being sent is heard to its end, or it would be sent again.
+    deliverer.join(2 * SEND_SECONDS)
     doorbell.close()
     for pool in (engine, leader_engine):
         pool.dispose()

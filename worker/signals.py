@@ -1,4 +1,4 @@
-"""What the thread that runs a job and the thread that holds its lease tell each other."""
+"""What the thread that runs a job and the threads that hold its lease and end it tell each other."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from calotype.jobs import Progress
+from worker.said import Said
 
 
 class Interrupted(BaseException):
@@ -48,6 +49,8 @@ class Signals:
     last_sign: float = field(default_factory=time.monotonic)
     #: The newest progress, waiting for the lease thread to write it; None: nothing new.
     unwritten: Progress | None = None
+    #: Log lines and metrics, waiting for the lease thread, or at last for the transaction that ends the job.
+    said: Said = field(default_factory=Said)
 
     def alive(self) -> None:
         """Note that the handler came by: it is not hanging inside a call."""

@@ -1,7 +1,7 @@
-"""The main thread of a worker: hears signals, watches the job and the drain loop, and ends the process when it must.
+"""The main thread of a worker: hears signals, watches the jobs and the drain loop, and ends the process when it must.
 
 It does no work of its own that could block. Everything else runs in threads: the drain loop (and in it the handler),
-the lease of the running job, the worker's presence, and the doorbell listener.
+the leases of the jobs in hand, the writing down of their outcomes, the worker's presence, and the doorbell listener.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
@@ -24,10 +24,11 @@ from calotype.database import transaction
 from calotype.errors import CalotypeError, JobFailed
 from calotype.settings import Settings
 from worker.drain import DrainLoop
-from worker.execution import Executor, Running
+from worker.execution import Executor
 from worker.exit import ExitCode, leave
 from worker.failures import retry_in
 from worker.liveness import show_life
+from worker.members import Member
 from worker.presence import Presence
 
 log = logging.getLogger(__name__)
@@ -36,10 +37,13 @@ log = logging.getLogger(__name__)
 ROUND_SECONDS = 0.5
 #: How long a job may take from its timeout to its next `check()`, before its process is ended.
 TIMEOUT_GRACE_SECONDS = 30.0
-#: How long the last write about a job is tried before the process ends without it.
+#: How long the last writes about the jobs in hand are tried before the process ends without them.
 LAST_WORD_SECONDS = 5.0
 #: A gap between two rounds that only a stopped process explains.
 FROZEN_SECONDS = 5.0
+
+#: The last write about a job before its process ends.
+LastWord = Callable[[Connection, Member], object]
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ class Supervisor:
         self._presence.changed()
         self._on_ready()
         self._drain.run()
+        # The last results may still be on their way.
+        self._executor.wait()
 
     def _round(self) -> None:
         now = time.monotonic()
@@ -142,87 +148,107 @@ class Supervisor:
         if self._stops > 1:
             self._end(running, ExitCode.FORCED, "asked to stop a second time", _release)
         if self._stop_requested_at is not None and now - self._stop_requested_at > self._settings.shutdown_seconds:
-            self._end(running, ExitCode.FORCED, "the job did not let go within shutdown_seconds", _release)
-        if running is not None:
-            # The loop goes round with its job; when that ends, its clock must not date from the job's beginning.
+            self._end(running, ExitCode.FORCED, "the jobs did not let go within shutdown_seconds", _release)
+        if running:
+            # The loop goes round with its jobs; when they end, its clock must not date from their beginning.
             self._drain.last_turn = now
             self._watch(running, now)
         elif self.ready.is_set() and now - self._drain.last_turn > self._stall_limit():
-            self._end(None, ExitCode.BROKEN, "the drain loop hangs outside a job", _release)
+            self._end((), ExitCode.BROKEN, "the drain loop hangs outside a job", _release)
         if not self._presence.alive and not self._shutdown.is_set():
             self._end(running, ExitCode.BROKEN, "the presence thread ended by itself", _release)
         # Fresh means that this loop goes round, and it ends the process when another hangs.
         show_life(self._settings)
 
     def _begin_stop(self, now: float) -> None:
-        log.info("stopping: no new jobs; the running one is asked to let go")
+        log.info("stopping: no new jobs; the running ones are asked to let go")
         self._stop_requested_at = now
         self._shutdown.set()
         self._drain.ring()
         self._presence.changed()
 
-    def _watch(self, running: Running, now: float) -> None:
-        """End the process if the job hangs: a thread cannot be killed."""
-        silent = now - running.signals.last_sign
-        if silent > self._settings.stall_seconds:
-            failure = JobFailed(
-                "stalled",
-                "The job stalled",
-                f"It showed no sign of life for {silent:.0f} s (CALOTYPE_STALL_SECONDS); its worker was restarted.",
-                retryable=True,
-            )
-            self._end(running, ExitCode.STALLED, failure.detail, self._failing(failure))
-        deadline = running.signals.deadline
-        if deadline is not None and now > deadline + self._limits.timeout_grace_seconds:
-            failure = JobFailed(
-                "timeout",
-                "The job ran out of time",
-                f"It was still running after its timeout_seconds ({running.job.timeout_seconds:g}) and did not react; "
-                "its worker was restarted.",
-                retryable=False,
-            )
-            self._end(running, ExitCode.TIMEOUT, failure.detail, self._failing(failure))
+    def _watch(self, running: Sequence[Member], now: float) -> None:
+        """End the process if the jobs hang: a thread cannot be killed."""
+        for members in _by_thread(running):
+            # They share a call: a sign from any of them is one from all.
+            silent = now - max(member.signals.last_sign for member in members)
+            if silent > self._settings.stall_seconds:
+                failure = JobFailed(
+                    "stalled",
+                    "The job stalled",
+                    f"It showed no sign of life for {silent:.0f} s (CALOTYPE_STALL_SECONDS); its worker was restarted.",
+                    retryable=True,
+                )
+                self._end(running, ExitCode.STALLED, failure.detail, self._failing(members, failure))
+        for member in running:
+            deadline = member.signals.deadline
+            if member.open and deadline is not None and now > deadline + self._limits.timeout_grace_seconds:
+                failure = JobFailed(
+                    "timeout",
+                    "The job ran out of time",
+                    f"It was still running after its timeout_seconds ({member.job.timeout_seconds:g}) and did not "
+                    "react; its worker was restarted.",
+                    retryable=False,
+                )
+                self._end(running, ExitCode.TIMEOUT, failure.detail, self._failing((member,), failure))
 
-    def _failing(self, failure: JobFailed) -> Callable[[Connection, Running], object]:
-        def fail(conn: Connection, running: Running) -> object:
-            job = running.job
+    def _failing(self, blamed: Sequence[Member], failure: JobFailed) -> LastWord:
+        """Fails the members that are to blame, or may be, and gives the others back."""
+
+        def fail(conn: Connection, member: Member) -> object:
+            if member not in blamed:
+                return _release(conn, member)
+            job = member.job
             wait = retry_in(failure, job.attempt, self._settings)
             return queue.fail(conn, job.id, job.epoch, queue.job_error(failure), wait)
 
         return fail
 
-    def _end(
-        self, running: Running | None, code: ExitCode, reason: str, last_word: Callable[[Connection, Running], object]
-    ) -> NoReturn:
-        """Leave at once, after trying for a moment to bring the job to its next state.
+    def _end(self, running: Sequence[Member], code: ExitCode, reason: str, last_word: LastWord) -> NoReturn:
+        """Leave at once, after trying for a moment to bring the jobs to their next state.
 
-        The write is fenced: should the hung thread come back to life meanwhile, one of the two is refused.
+        The writes are fenced: should the hung thread come back to life meanwhile, one of the two is refused.
         """
-        if running is not None:
-            writer = threading.Thread(target=self._say, args=(running, last_word), name="last-word", daemon=True)
+        if running:
+            writer = threading.Thread(target=self._say_all, args=(running, last_word), name="last-word", daemon=True)
             writer.start()
             writer.join(timeout=LAST_WORD_SECONDS)
         leave(code, reason)
 
-    def _say(self, running: Running, last_word: Callable[[Connection, Running], object]) -> None:
+    def _say_all(self, running: Sequence[Member], last_word: LastWord) -> None:
+        for member in running:
+            if member.open:
+                self._say(member, last_word)
+        # What is through with the device needs but a moment more.
+        self._executor.wait(LAST_WORD_SECONDS / 2)
+        for member in running:
+            if not (member.open or member.settled):
+                self._say(member, last_word)
+
+    def _say(self, member: Member, last_word: LastWord) -> None:
         try:
             with transaction(self._engine) as conn:
-                last_word(conn, running)
+                last_word(conn, member)
         except CalotypeError as exc:
-            log.warning("left to the reconciler", extra={"job": running.job.id, "reason": exc.detail})
+            log.warning("left to the reconciler", extra={"job": member.job.id, "reason": exc.detail})
 
     def _forgive(self, gap: float) -> None:
         """The whole process was stopped (SIGSTOP, a suspended machine): that is nobody's stall."""
         log.warning("the process did not run for a while", extra={"seconds": round(gap, 1)})
         self._drain.last_turn += gap
-        running = self._executor.running
-        if running is not None:
-            running.signals.last_sign += gap
+        for member in self._executor.running:
+            member.signals.last_sign += gap
 
     def _stall_limit(self) -> float:
         # Between jobs the loop waits for its clock and for Postgres only, whose statements and connections time out.
         return max(120.0, 10 * self._settings.idle_poll_seconds)
 
 
-def _release(conn: Connection, running: Running) -> object:
-    return queue.release(conn, running.job.id, running.job.epoch)
+def _release(conn: Connection, member: Member) -> object:
+    return queue.release(conn, member.job.id, member.job.epoch)
+
+
+def _by_thread(running: Sequence[Member]) -> list[list[Member]]:
+    """Those that the device works for, and those whose outcome is being written down, as far as there are any."""
+    groups = [member for member in running if member.open], [member for member in running if not member.open]
+    return [members for members in groups if members]

@@ -84,7 +84,7 @@ class DiffusionContender:
         self._loaded = load_pipeline(self._ctx, self._spec.model, self._spec.adapters)
 
     def generate(self, prompts: Sequence[str], seeds: Sequence[int], on_progress: OnProgress) -> list[Image.Image]:
-        from worker.families.diffusion.generate import generate_images
+        from worker.families.diffusion.sampling import generate_images
 
         if self._loaded is None:
             raise RuntimeError("load() comes before generate()")

@@ -1,199 +1,228 @@
-"""Text to image and image to image: the pipeline call, and the handler of `diffusion.generate`."""
+"""The handler of `diffusion.generate`: text to image and image to image, for one job or for several in one call.
+
+Jobs that share a call agree in everything but prompt, negative prompt, seed and the image to start from; these each
+image has of its own. The images of all jobs stand in one list, which is made in as few calls as memory allows.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any, TypeVar
 
-import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    FlowMatchHeunDiscreteScheduler,
-    StableDiffusion3Img2ImgPipeline,
-)
 from PIL import Image
 
-from calotype.errors import JobFailed
+from calotype import keys
 from calotype.specs import DiffusionGenerate, DiffusionGenerateInput
+from worker.batch import Batch
 from worker.context import HandlerResult, JobContext, Output
-from worker.failures import is_out_of_memory
-from worker.families.diffusion.cache import encode_captions
 from worker.families.diffusion.init_image import open_init_image
-from worker.families.diffusion.load import Loaded, load_pipeline
-from worker.families.diffusion.memory import (
-    device_name,
-    free_memory,
-    peak_memory_bytes,
-    reset_peak_memory,
-)
+from worker.families.diffusion.load import Loaded, Plan, load, plan
+from worker.families.diffusion.memory import device_name, peak_memory_bytes, reset_peak_memory
+from worker.families.diffusion.sampling import OnStep, Sampling, Wanted, in_parts, not_finite, sample
 
 T = TypeVar("T")
 
-#: Called after each denoising step with (steps done, steps in all); may raise to stop.
-OnStep = Callable[[int, int], None]
 
-#: Images at once to begin with: so many, as long as they have no more pixels together than the second number.
-_LARGEST_BATCH: Final = 16
-_BATCH_PIXELS: Final = 8 * 1024 * 1024
+@dataclass(kw_only=True, eq=False)
+class Task:
+    """One job's images, wanted and made."""
 
-_DEFAULT_STRENGTH: Final = 0.6
+    ctx: JobContext
+    spec: DiffusionGenerate
+    wanted: list[Wanted]
+    prompt_tokens: int
+    made: list[Image.Image] = field(default_factory=list)
+    #: Images of the largest call that made some of this job's.
+    batch_size: int = 0
+    #: Where in its call the job's first image stood, from 0.
+    batch_position: int = 0
+    #: How long the calls took, and which part of that was for this job's images.
+    seconds: float = 0.0
+    own_seconds: float = 0.0
 
-_SCHEDULERS: Final[dict[str, Any]] = {
-    "flow-match-euler": FlowMatchEulerDiscreteScheduler,
-    "flow-match-heun": FlowMatchHeunDiscreteScheduler,
-}
-
-
-def generate_images(
-    loaded: Loaded,
-    prompts: Sequence[str],
-    seeds: Sequence[int],
-    *,
-    width: int,
-    height: int,
-    steps: int,
-    guidance_scale: float,
-    negative_prompt: str = "",
-    scheduler: str | None = None,
-    init_images: Sequence[Image.Image] | None = None,
-    strength: float | None = None,
-    on_step: OnStep = lambda done, total: None,
-) -> list[Image.Image]:
-    """One pipeline call: an RGB image for each prompt and seed, all at once.
-
-    Every image has a generator of its own, seeded with its seed, so that it does not depend on the others in
-    the call beyond floating-point rounding; the generators live on the CPU, so that it does not depend on the
-    device either. With `init_images`, of the size asked for, it is image to image.
-
-    Raises JobFailed `numerical_error`, and the device's own error when out of memory.
-    """
-    runner = _runner(loaded, scheduler, image_to_image=init_images is not None)
-    extra = {}
-    if init_images is not None:
-        extra = {"image": list(init_images), "strength": _DEFAULT_STRENGTH if strength is None else strength}
-
-    def after_step(pipeline: Any, step: int, timestep: object, tensors: dict[str, Any]) -> dict[str, Any]:
-        total = pipeline.num_timesteps
-        if step + 1 == total and not bool(torch.isfinite(tensors["latents"]).all()):
-            raise _not_finite()
-        on_step(step + 1, total)
-        return tensors
-
-    result = runner(
-        **_text(loaded, prompts, negative_prompt if guidance_scale > 1 else None),
-        width=width,
-        height=height,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        max_sequence_length=loaded.t5_tokens,
-        callback_on_step_end=after_step,
-        **extra,
-    )
-    return list(result.images)
+    @property
+    def complete(self) -> bool:
+        return len(self.made) == len(self.wanted)
 
 
-def _text(loaded: Loaded, prompts: Sequence[str], negative_prompt: str | None) -> dict[str, torch.Tensor]:
-    """The pipeline's text arguments; each different text is encoded once, however many images it is for."""
-    texts = list(dict.fromkeys([*prompts, *([] if negative_prompt is None else [negative_prompt])]))
-    embeds, pooled = encode_captions(loaded.pipeline, texts, loaded.t5_tokens)
-    rows = [texts.index(prompt) for prompt in prompts]
-    arguments = {"prompt_embeds": embeds[rows], "pooled_prompt_embeds": pooled[rows]}
-    if negative_prompt is not None:
-        rows = [texts.index(negative_prompt)] * len(prompts)
-        arguments |= {"negative_prompt_embeds": embeds[rows], "negative_pooled_prompt_embeds": pooled[rows]}
-    return arguments
+#: A job with the number of one of its images.
+Item = tuple[Task, int]
 
 
-def _runner(loaded: Loaded, scheduler: str | None, *, image_to_image: bool) -> Any:
-    """A pipeline over the same modules with a scheduler of its own: schedulers carry state between steps."""
-    own = loaded.pipeline.scheduler
-    if scheduler is None or isinstance(own, _SCHEDULERS[scheduler]):
-        fresh = type(own).from_config(own.config)
-    else:
-        fresh = _SCHEDULERS[scheduler](num_train_timesteps=own.config.num_train_timesteps, shift=own.config.shift)
-    pipeline_class: Any = StableDiffusion3Img2ImgPipeline if image_to_image else type(loaded.pipeline)
-    runner = pipeline_class(**{**loaded.pipeline.components, "scheduler": fresh})
-    runner.set_progress_bar_config(disable=True)
-    return runner
+class _UnwantedError(Exception):
+    """Those who wanted the images of a call have all left; others of the batch wait for theirs."""
 
 
-@dataclass(frozen=True)
-class Batched:
-    """Images with the number made at once when all had been made."""
-
-    images: list[Image.Image]
-    batch_size: int
-
-
-def generate_in_batches(
-    count: int,
-    batch_size: int,
-    make: Callable[[range], list[Image.Image]],
-    log: Callable[[str], None] = lambda message: None,
-) -> Batched:
-    """Make `count` images, `batch_size` at once, by `make(range of image numbers)`; half as many when out of
-    memory.
-
-    What was made stays; the part that failed is made again in smaller parts. Raises JobFailed `out_of_memory`
-    when not even one image fits.
-    """
-    images: list[Image.Image] = []
-    while len(images) < count:
-        numbers = range(len(images), min(count, len(images) + batch_size))
-        try:
-            images += make(numbers)
-            continue
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of the except block: until it ends the exception keeps the failed call's tensors alive.
-        free_memory()
-        if len(numbers) == 1:
-            raise _does_not_fit()
-        batch_size = (len(numbers) + 1) // 2
-        log(f"out of memory with {len(numbers)} images at once: trying {batch_size}")
-    return Batched(images, batch_size)
+def run_batch(batch: Batch) -> None:
+    """Make `num_images` PNGs of each job's prompt; image i is made with seed + i."""
+    planned = _planned(batch)
+    # Submission gave them one key because they want the same files laid over each other: this is one group.
+    planned.sort(key=lambda pair: pair[0].key)
+    for _, group in groupby(planned, key=lambda pair: pair[0].key):
+        alike = list(group)
+        _run_alike(batch, alike[0][0], [ctx for _, ctx in alike])
 
 
-def first_batch_size(count: int, width: int, height: int) -> int:
-    """How many images to make at once before anything is known about memory."""
-    return max(1, min(count, _LARGEST_BATCH, _BATCH_PIXELS // (width * height)))
+def _planned(batch: Batch) -> list[tuple[Plan, JobContext]]:
+    """Each job with the files that its own tenant means; one for which they cannot be found fails here."""
+    plans: dict[Any, Plan] = {}
+    planned = []
+    for ctx in batch.contexts:
+        with batch.own(ctx):
+            spec = _spec(ctx)
+            asked = (ctx.job.tenant_id, spec.model, spec.input.adapters)
+            if asked not in plans:
+                plans[asked] = plan(ctx, spec.model, spec.input.adapters)
+            planned.append((plans[asked], ctx))
+    return planned
 
 
-def run(ctx: JobContext) -> HandlerResult:
-    """The handler of `diffusion.generate`: `num_images` PNGs of one prompt; image i is made with seed + i."""
-    spec = ctx.spec
-    if not isinstance(spec, DiffusionGenerate):
-        raise TypeError(f"diffusion.generate was given a {type(spec).__name__}")
-    request = spec.input
+def _run_alike(batch: Batch, files: Plan, contexts: Sequence[JobContext]) -> None:
+    first = contexts[0]
+    reset_peak_memory(first.device)
     started = time.perf_counter()
-    reset_peak_memory(ctx.device)
-    loaded = load_pipeline(ctx, spec.model, request.adapters)
-    ctx.check()
+    loaded = load(first, files)
     load_seconds = time.perf_counter() - started
+    batch.check()
+    tasks = _tasks(batch, loaded, contexts)
+    if not tasks:
+        return
+    request = tasks[0].spec.input
+    sampling = Sampling(
+        width=_complete(request.width),
+        height=_complete(request.height),
+        steps=_complete(request.steps),
+        guidance_scale=_complete(request.guidance_scale),
+        scheduler=request.scheduler,
+        strength=request.strength,
+    )
+
+    def make(part: Sequence[Item]) -> None:
+        _call(batch, loaded, sampling, part)
+        for task in _tasks_of(part):
+            if task.complete and batch.is_open(task.ctx):
+                batch.finish(task.ctx, partial(_publish, task, _result(task, loaded, load_seconds)))
+
+    def log(message: str) -> None:
+        for ctx in batch.contexts:
+            ctx.log(message)
+
+    in_parts(
+        [(task, number) for task in tasks for number in range(len(task.wanted))],
+        keys.batch_limit(sampling.width, sampling.height),
+        make,
+        wanted=lambda item: batch.is_open(item[0].ctx),
+        log=log,
+    )
+
+
+def _tasks(batch: Batch, loaded: Loaded, contexts: Sequence[JobContext]) -> list[Task]:
+    """What each job wants; one whose image to start from cannot be had, or whose prompt cannot be read, fails here."""
+    tasks = []
+    for ctx in contexts:
+        if batch.is_open(ctx):
+            with batch.own(ctx):
+                tasks.append(_task(ctx, loaded))
+    return tasks
+
+
+def _task(ctx: JobContext, loaded: Loaded) -> Task:
+    spec = _spec(ctx)
+    request = spec.input
+    init = None
+    if request.init_image is not None:
+        init = open_init_image(ctx, request.init_image, _complete(request.width), _complete(request.height))
+    wanted = [
+        Wanted(prompt=request.prompt, negative_prompt=request.negative_prompt, seed=seed, init_image=init)
+        for seed in _seeds(request)
+    ]
+    return Task(ctx=ctx, spec=spec, wanted=wanted, prompt_tokens=prompt_tokens(loaded, request.prompt))
+
+
+def _call(batch: Batch, loaded: Loaded, sampling: Sampling, part: Sequence[Item]) -> None:
+    """One call of the model. Jobs may leave meanwhile; when all of them have, the call stops."""
     started = time.perf_counter()
-    made = _make_all(ctx, loaded, request)
+    wanted = [task.wanted[number] for task, number in part]
+
+    def is_wanted(place: int) -> bool:
+        return batch.is_open(part[place][0].ctx)
+
+    try:
+        images = sample(loaded, wanted, sampling, _on_step(batch, part), is_wanted)
+    except _UnwantedError:
+        return
     seconds = time.perf_counter() - started
-    outputs = [_publish(ctx, image, number, _seed(request)) for number, image in enumerate(made.images)]
-    result = {
-        "model": spec.model,
+    for task in _tasks_of(part):
+        positions = [position for position, (owner, _) in enumerate(part) if owner is task]
+        _take(batch, task, [images[position] for position in positions])
+        if not task.batch_size:
+            task.batch_position = positions[0]
+        task.batch_size = max(task.batch_size, len(part))
+        task.seconds += seconds
+        task.own_seconds += seconds * len(positions) / len(part)
+
+
+def _on_step(batch: Batch, part: Sequence[Item]) -> OnStep:
+    tasks = _tasks_of(part)
+    counts = {task: sum(owner is task for owner, _ in part) for task in tasks}
+
+    def on_step(done: int, total: int) -> None:
+        for task in tasks:
+            if batch.is_open(task.ctx):
+                steps = len(task.made) * total + done * counts[task]
+                task.ctx.progress(steps, len(task.wanted) * total, "generating")
+        batch.check()
+        if not any(batch.is_open(task.ctx) for task in tasks):
+            raise _UnwantedError
+
+    return on_step
+
+
+def _take(batch: Batch, task: Task, images: Sequence[Image.Image | None]) -> None:
+    good = [image for image in images if image is not None]
+    task.made += good
+    if len(good) < len(images) and batch.is_open(task.ctx):
+        batch.fail(task.ctx, not_finite())
+
+
+def _tasks_of(part: Sequence[Item]) -> list[Task]:
+    return list(dict.fromkeys(task for task, _ in part))
+
+
+def _result(task: Task, loaded: Loaded, load_seconds: float) -> dict[str, Any]:
+    """What the job is told. Of others it learns how many images were made beside its own, and no more."""
+    request = task.spec.input
+    return {
+        "model": task.spec.model,
         "adapters": [adapter.model_dump() for adapter in request.adapters],
         # A prompt longer than the model reads is cut by it: say so.
-        "prompt_tokens": prompt_tokens(loaded, request.prompt),
+        "prompt_tokens": task.prompt_tokens,
         "max_prompt_tokens": max_prompt_tokens(loaded),
         "steps": request.steps,
         "guidance_scale": request.guidance_scale,
-        "batch_size": made.batch_size,
+        "batch_size": task.batch_size,
+        "batch_position": task.batch_position,
         "load_seconds": round(load_seconds, 4),
-        "seconds": round(seconds, 4),
-        "seconds_per_image": round(seconds / request.num_images, 4),
-        "peak_memory_bytes": peak_memory_bytes(ctx.device),
-        "device": device_name(ctx.device),
+        "seconds": round(task.seconds, 4),
+        "seconds_per_image": round(task.own_seconds / len(task.wanted), 4),
+        "peak_memory_bytes": peak_memory_bytes(loaded.device),
+        "device": device_name(loaded.device),
     }
+
+
+def _publish(task: Task, result: dict[str, Any]) -> HandlerResult:
+    outputs = [_save(task.ctx, image, number, task.wanted[number].seed) for number, image in enumerate(task.made)]
     return HandlerResult(outputs, result)
+
+
+def _save(ctx: JobContext, image: Image.Image, number: int, seed: int) -> Output:
+    name = f"image-{number:03d}.png"
+    image.save(ctx.workdir / name)
+    return Output(name, ctx.workdir / name, "image/png", width=image.width, height=image.height, seed=seed)
 
 
 def prompt_tokens(loaded: Loaded, prompt: str) -> int:
@@ -212,41 +241,15 @@ def _t5_reads_more(loaded: Loaded) -> bool:
     return loaded.pipeline.text_encoder_3 is not None and loaded.t5_tokens > loaded.pipeline.tokenizer_max_length
 
 
-def _make_all(ctx: JobContext, loaded: Loaded, request: DiffusionGenerateInput) -> Batched:
-    width, height, steps = _complete(request.width), _complete(request.height), _complete(request.steps)
-    init = None if request.init_image is None else open_init_image(ctx, request.init_image, width, height)
-
-    def make(numbers: range) -> list[Image.Image]:
-        def on_step(done: int, total: int) -> None:
-            ctx.progress(numbers.start * total + done * len(numbers), request.num_images * total, "generating")
-            ctx.check()
-
-        return generate_images(
-            loaded,
-            [request.prompt] * len(numbers),
-            [_seed(request) + number for number in numbers],
-            width=width,
-            height=height,
-            steps=steps,
-            guidance_scale=_complete(request.guidance_scale),
-            negative_prompt=request.negative_prompt,
-            scheduler=request.scheduler,
-            init_images=None if init is None else [init] * len(numbers),
-            strength=request.strength,
-            on_step=on_step,
-        )
-
-    return generate_in_batches(request.num_images, first_batch_size(request.num_images, width, height), make, ctx.log)
+def _spec(ctx: JobContext) -> DiffusionGenerate:
+    if not isinstance(ctx.spec, DiffusionGenerate):
+        raise TypeError(f"diffusion.generate was given a {type(ctx.spec).__name__}")
+    return ctx.spec
 
 
-def _publish(ctx: JobContext, image: Image.Image, number: int, seed: int) -> Output:
-    name = f"image-{number:03d}.png"
-    image.save(ctx.workdir / name)
-    return Output(name, ctx.workdir / name, "image/png", width=image.width, height=image.height, seed=seed + number)
-
-
-def _seed(request: DiffusionGenerateInput) -> int:
-    return _complete(request.seed)
+def _seeds(request: DiffusionGenerateInput) -> range:
+    seed = _complete(request.seed)
+    return range(seed, seed + request.num_images)
 
 
 def _complete(value: T | None) -> T:
@@ -254,21 +257,3 @@ def _complete(value: T | None) -> T:
     if value is None:
         raise ValueError("the spec is not complete: submission fills in size, steps, guidance and seed")
     return value
-
-
-def _not_finite() -> JobFailed:
-    return JobFailed(
-        "numerical_error",
-        "The model gave no numbers",
-        "The latents are not finite after the last step. Try a lower guidance_scale or weaker adapters.",
-        retryable=False,
-    )
-
-
-def _does_not_fit() -> JobFailed:
-    return JobFailed(
-        "out_of_memory",
-        "Out of memory",
-        "Not even one image at a time fits into memory. Ask for a smaller size, or use a larger device.",
-        retryable=False,
-    )

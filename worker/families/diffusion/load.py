@@ -44,17 +44,42 @@ class Loaded:
     adapters: tuple[tuple[str, Path, float], ...] | None = ()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which files are to be loaded."""
+
+    base: ModelVersion
+    #: With their scales, in the order in which they lie over the base.
+    adapters: tuple[tuple[ModelVersion, float], ...]
+
+    @property
+    def key(self) -> tuple[str, tuple[tuple[str, float], ...]]:
+        """Equal for the same files, laid over each other alike."""
+        return self.base.key, tuple((version.key, scale) for version, scale in self.adapters)
+
+
 def load_pipeline(ctx: JobContext, ref: str, adapters: Sequence[Adapter] = ()) -> Loaded:
-    """The pipeline of version `ref` with its adapters, from memory where it is loaded already.
+    """The pipeline of version `ref` with its adapters: `plan`, then `load`."""
+    return load(ctx, plan(ctx, ref, adapters))
+
+
+def plan(ctx: JobContext, ref: str, adapters: Sequence[Adapter] = ()) -> Plan:
+    """What the job's tenant means by a version and adapters.
 
     `ref` may itself be an adapter: its base is loaded then and it comes first. Raises JobFailed
-    `model_unavailable` where a version cannot be run, and `bad_input` where an adapter belongs to another
-    model.
+    `model_unavailable` where a version is gone, and `bad_input` where an adapter belongs to another model.
     """
     version = ctx.resolve(ref)
     base = base_of(ctx, version)
-    device = ctx.device
-    dtype = inference_dtype(device)
+    return Plan(base=base, adapters=tuple(_adapters(ctx, base, version, adapters)))
+
+
+def load(ctx: JobContext, files: Plan) -> Loaded:
+    """The pipeline, from memory where it is loaded already, with exactly these adapters over it.
+
+    Raises JobFailed `model_unavailable` where a version cannot be run.
+    """
+    base, device, dtype = files.base, ctx.device, inference_dtype(ctx.device)
 
     def loader() -> tuple[Loaded, int]:
         pipeline = open_pipeline(ctx.models.directory(base), base, dtype).to(device)
@@ -62,7 +87,12 @@ def load_pipeline(ctx: JobContext, ref: str, adapters: Sequence[Adapter] = ()) -
         return Loaded(pipeline=pipeline, device=device, dtype=dtype, t5_tokens=tokens), size_of(pipeline)
 
     loaded = ctx.models.load(base.key, loader)
-    lay_on(loaded, _adapters(ctx, base, version, adapters))
+    # The same adapter may come twice, and diffusers wants names of their own that torch accepts for modules.
+    wanted = tuple(
+        (f"adapter_{position}_{_short(version.ref)}", ctx.models.directory(version), scale)
+        for position, (version, scale) in enumerate(files.adapters)
+    )
+    lay_on(loaded, wanted)
     return loaded
 
 
@@ -119,7 +149,7 @@ def size_of(pipeline: Any) -> int:
 
 def _adapters(
     ctx: JobContext, base: ModelVersion, version: ModelVersion, adapters: Sequence[Adapter]
-) -> tuple[tuple[str, Path, float], ...]:
+) -> list[tuple[ModelVersion, float]]:
     chosen = [(version, 1.0)] if version.architecture == LORA else []
     chosen += [(ctx.resolve(adapter.model), adapter.scale) for adapter in adapters]
     for adapter, _ in chosen:
@@ -131,11 +161,7 @@ def _adapters(
                 f"the model is {base.ref}.",
                 retryable=False,
             )
-    # The same adapter may come twice, and diffusers wants names of their own that torch accepts for modules.
-    return tuple(
-        (f"adapter_{position}_{_short(adapter.ref)}", ctx.models.directory(adapter), scale)
-        for position, (adapter, scale) in enumerate(chosen)
-    )
+    return chosen
 
 
 def _short(ref: str) -> str:

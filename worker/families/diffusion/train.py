@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,14 +20,16 @@ from PIL import Image
 
 from calotype.datasets import DatasetArchive, DatasetImage
 from calotype.errors import JobFailed
+from calotype.keys import batch_limit
 from calotype.registry import ModelVersion
 from calotype.specs import DiffusionTrain, DiffusionTrainInput
 from worker.context import HandlerResult, JobContext, NewModel, Output, ShuttingDown
 from worker.families.diffusion import cache, lora
 from worker.families.diffusion.data import TrainingSamples, with_label
-from worker.families.diffusion.generate import first_batch_size, generate_images, generate_in_batches
 from worker.families.diffusion.load import LORA, Loaded, inference_dtype, open_pipeline
 from worker.families.diffusion.memory import device_name, free_memory, peak_memory_bytes, reset_peak_memory
+from worker.families.diffusion.reporting import Report
+from worker.families.diffusion.sampling import generate_images, in_parts
 from worker.families.diffusion.stored import save_full_version
 from worker.families.diffusion.trainer import Trainer, TrainSettings
 
@@ -198,9 +200,12 @@ def _resume(training: Training) -> int | None:
 
 def _train(training: Training) -> None:
     ctx, trainer = training.ctx, training.trainer
+    report = Report(ctx, trainer)
+    ctx.log(f"training on {len(training.samples)} images, from step {trainer.step_count} to {training.spec.steps}")
 
     def on_step(step: int, loss: float) -> None:
         ctx.progress(step, training.spec.steps, "training")
+        report.step(step, loss)
 
     def on_checkpoint(step: int) -> None:
         if validates_at(training.spec, step):
@@ -231,18 +236,20 @@ def _validate(training: Training) -> None:
         return
     side, step = _resolution(training.spec), training.trainer.step_count
     training.validation.mkdir(exist_ok=True)
+    images: list[Image.Image] = []
     with training.trainer.averaged_weights(), _ready_to_generate(training) as loaded:
-        made = generate_in_batches(
-            len(prompts),
-            first_batch_size(len(prompts), side, side),
-            lambda numbers: _validation_images(training, loaded, numbers),
-            training.ctx.log,
+        in_parts(
+            range(len(prompts)),
+            batch_limit(side, side),
+            lambda numbers: images.extend(_validation_images(training, loaded, numbers)),
+            log=training.ctx.log,
         )
-    for number, image in enumerate(made.images):
+    training.ctx.log(f"made {len(images)} validation images at step {step}")
+    for number, image in enumerate(images):
         image.save(training.validation / f"step-{step:07d}-{number:02d}.png")
 
 
-def _validation_images(training: Training, loaded: Loaded, numbers: range) -> list[Image.Image]:
+def _validation_images(training: Training, loaded: Loaded, numbers: Sequence[int]) -> list[Image.Image]:
     spec, parameters = training.spec, training.version.parameters
     return generate_images(
         loaded,
