@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-
 import sqlalchemy as sa
 from flask import Flask
 
-from api import document, errors, metrics, observe, pages
-from api.resources import admin, datasets, fleet, jobs, models, service
+from api import document, errors, metrics, observe, pages, turns
+from api.resources import admin, bulk, datasets, events, explain, fleet, jobs, models, service, usage, webhooks
 from api.services import EXTENSION, Services
 from api.uploads import UploadRequest
+from api.watch import Watcher
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine
 from calotype.doorbell import Doorbell
@@ -37,21 +36,25 @@ def create_app(
         MAX_FORM_PARTS=MAX_FORM_PARTS,
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
+    engine = engine or connect_engine(settings, application_name="calotype-api")
     here = Services(
         settings=settings,
-        engine=engine or connect_engine(settings, application_name="calotype-api"),
+        engine=engine,
         store=store or ObjectStore(settings),
         doorbell=doorbell or Doorbell(settings),
-        # A quarter of the threads is never lent to long polls.
-        waiters=threading.BoundedSemaphore(max(1, settings.api_threads * 3 // 4)),
+        watcher=Watcher(engine, settings),
+        turns=turns.Turns(settings.api_threads),
+        waiters=turns.Permits(settings.api_waiters),
     )
     app.extensions[EXTENSION] = here
     registry = metrics.make_registry(here.engine)
     app.extensions[service.METRICS_REGISTRY] = registry
     app.extensions[service.PROBES] = service.make_probes(here)
+    metrics.add_waiting(registry, here.waiters)
     observe.install(app, registry)
+    turns.install(app, here.turns)
     errors.install(app)
-    for part in (jobs, datasets, models, fleet, admin):
+    for part in (jobs, bulk, events, explain, webhooks, datasets, models, fleet, usage, admin):
         app.register_blueprint(part.blueprint, url_prefix="/v1")
     for open_part in (service, document, pages):
         app.register_blueprint(open_part.blueprint)

@@ -41,10 +41,14 @@ class JsonBody:
     schema: Any
     parse: Callable[[], Any]
     examples: Sequence[Example]
+    #: With JSON lines the schema is that of a line.
+    media_type: str = reading.JSON
+    required: bool = True
 
     @classmethod
-    def of(cls, model: type[BaseModel], *examples: Example) -> JsonBody:
-        return cls(schema=model, parse=functools.partial(reading.read_body, model), examples=examples)
+    def of(cls, model: type[BaseModel], *examples: Example, required: bool = True) -> JsonBody:
+        read = reading.read_body if required else reading.read_optional_body
+        return cls(schema=model, parse=functools.partial(read, model), examples=examples, required=required)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class Answer:
     #: Of the body; None for an empty one or one that is not JSON.
     model: Any = None
     media_type: str | None = None
+    #: Other media types in which the same is answered to those who accept them.
+    others: Sequence[str] = ()
     #: Header name to meaning.
     headers: Mapping[str, str] = field(default_factory=dict)
 

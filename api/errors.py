@@ -85,6 +85,7 @@ PROBLEMS: Mapping[str, ProblemEntry] = {
     "conflict": ProblemEntry(409, "The present state does not allow it; the detail says what stands in the way."),
     "dataset_in_use": ProblemEntry(409, "A job that has not ended uses the dataset."),
     "upload_missing": ProblemEntry(409, "Nothing was put to the upload's URL yet."),
+    "artifacts_expired": ProblemEntry(410, "The job's artifacts were deleted at their time. Make them anew: `/retry`."),
     "too_large": ProblemEntry(413, "The body is larger than the call takes; the detail names the limit."),
     "uri_too_long": ProblemEntry(414, "The path and query are longer than 4094 bytes."),
     "unsupported_media_type": ProblemEntry(415, "Wrong `Content-Type`, or a content encoding."),

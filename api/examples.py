@@ -79,8 +79,15 @@ JOB_EXAMPLES = (
     ),
 )
 
-TENANT_EXAMPLE = Example(name="tenant", summary="a tenant", value={"name": "brand-studio", "max_queued": 1000})
-TENANT_CHANGE_EXAMPLE = Example(name="change", summary="another limit", value={"max_queued": 5000})
+TENANT_EXAMPLE = Example(
+    name="tenant",
+    summary="a tenant",
+    value={"name": "brand-studio", "weight": 2, "max_queued": 1000, "max_running": 8},
+)
+TENANT_CHANGE_EXAMPLE = Example(
+    name="change", summary="a larger share, and one limit lifted", value={"weight": 3, "max_running": None}
+)
+PAUSE_EXAMPLE = Example(name="pause", summary="with the reason", value={"reason": "new drivers on all nodes"})
 KEY_EXAMPLE = Example(
     name="key",
     summary="a key for an application",

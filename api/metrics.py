@@ -6,10 +6,11 @@ import logging
 from collections.abc import Iterator
 
 import sqlalchemy as sa
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api.turns import Permits
 from calotype import queue
 from calotype.database import transaction
 from calotype.errors import DependencyDown
@@ -60,6 +61,12 @@ class QueueCollector(Collector):
         return {
             name: GaugeMetricFamily(f"calotype_queue_{name}", text, labels=["queue"]) for name, text in meanings.items()
         }
+
+
+def add_waiting(registry: CollectorRegistry, waiters: Permits) -> None:
+    """How many clients wait at this process; at CALOTYPE_API_WAITERS the next ones are turned away."""
+    waiting = Gauge("calotype_http_waiting_clients", "Clients that wait, for events or a change.", registry=registry)
+    waiting.set_function(lambda: waiters.taken)
 
 
 def make_registry(engine: sa.Engine) -> CollectorRegistry:

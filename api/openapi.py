@@ -35,19 +35,23 @@ Times are RFC 3339 in UTC.
 
 TAGS: Mapping[str, str] = {
     "Jobs": "Train, generate and benchmark.",
+    "Webhooks": "Messages about ended jobs, and what became of them.",
     "Datasets": "Images with captions or labels, to train on and to compare with.",
     "Models": "The registry of models and their versions.",
-    "Fleet": "Queues and the workers that serve them.",
+    "Fleet": "Queues, the workers that serve them, and what was used.",
     "Administration": "Tenants and keys; needs a key with the scope `admin`.",
     "Service": "Health, metrics and this document.",
 }
 
 PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "job_id": ("Id of the job.", {"type": "string", "format": "uuid"}),
+    "delivery_id": ("Id of the delivery, also its `webhook-id`.", {"type": "string", "format": "uuid"}),
     "artifact_name": ("Name of the artifact within the job.", {"type": "string"}),
     "dataset_id": ("Id of the dataset, `ds_…`.", {"type": "string"}),
     "model_name": ("`name`, or `name@version`.", {"type": "string"}),
     "tenant": ("Name of the tenant.", {"type": "string"}),
+    "queue": ("Name of the queue, `<family>.<kind>`.", {"type": "string"}),
+    "worker_id": ("Id of the worker.", {"type": "string", "format": "uuid"}),
     "key_id": ("Id of the key.", {"type": "string", "format": "uuid"}),
 }
 
@@ -158,7 +162,8 @@ def _operation(app: Flask, rule: Rule, operation: Operation, types: _Types) -> J
         found["description"] = operation.description
     content = {**_json_content(operation.body, types), **_upload_content(operation.upload)}
     if content:
-        found["requestBody"] = {"required": True, "content": content}
+        required = operation.body is None or operation.body.required
+        found["requestBody"] = {"required": required, "content": content}
     return found
 
 
@@ -201,7 +206,7 @@ def _json_content(body: JsonBody | None, types: _Types) -> Json:
     content: Json = {"schema": types.schema(body.schema, "validation")}
     if body.examples:
         content["examples"] = {example.name: _example(example) for example in body.examples}
-    return {"application/json": content}
+    return {body.media_type: content}
 
 
 def _example(example: Example) -> Json:
@@ -252,6 +257,8 @@ def _answer(answer: Answer, types: _Types) -> Json:
         found["content"] = {answer.media_type or "application/json": {"schema": schema}}
     elif answer.media_type is not None:
         found["content"] = {answer.media_type: {}}
+    for other in answer.others:
+        found["content"][other] = {}
     return found
 
 

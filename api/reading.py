@@ -17,8 +17,12 @@ from calotype.errors import FieldError, Invalid
 #: The longest wait of a long poll or of ``Prefer: wait``, seconds.
 MAX_WAIT_SECONDS = 60
 
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _WAIT_PREFERENCE = re.compile(r"wait\s*=\s*\"?([^\";]*)\"?\s*(?:;.*)?", re.IGNORECASE)
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -50,9 +54,17 @@ def _rfc3339(value: object) -> object:
     return value
 
 
+def _day(value: object) -> object:
+    """Pydantic would read "1700000000" and "2026-01-31T00:00" as days."""
+    if isinstance(value, str) and not _DAY.fullmatch(value):
+        raise ValueError("must be a day, e.g. 2026-01-31")
+    return value
+
+
 #: Parsers of query text that are stricter than pydantic's.
 WholeNumber = BeforeValidator(_digits)
 Rfc3339 = BeforeValidator(_rfc3339)
+Day = BeforeValidator(_day)
 
 
 def read_query(model: type[ModelT]) -> ModelT:
@@ -62,21 +74,19 @@ def read_query(model: type[ModelT]) -> ModelT:
         Invalid: an unknown parameter, one given twice, or a bad value.
     """
     values: dict[str, Any] = {}
+    known = {field.alias or name: field for name, field in model.model_fields.items()}
     for name in request.args:
         given = request.args.getlist(name)
-        field = model.model_fields.get(name)
+        field = known.get(name)
         if field is None:
-            _refuse(("query", name), f"is not a parameter of this call; it takes {_known(model)}")
+            takes = ", ".join(known) or "none"
+            _refuse(("query", name), f"is not a parameter of this call; it takes {takes}")
         repeated = get_origin(field.annotation) is list
         if len(given) > 1 and not repeated:
             _refuse(("query", name), "is given more than once")
         _check_storable(given, ("query", name))
         values[name] = given if repeated else given[0]
     return validated(model, values, prefix=("query",))
-
-
-def _known(model: type[BaseModel]) -> str:
-    return ", ".join(model.model_fields) or "none"
 
 
 def read_json() -> Any:
@@ -87,23 +97,47 @@ def read_json() -> Any:
         MalformedRequest: it is not JSON, or it names a member twice.
         Invalid: it holds a text or number that cannot be stored.
     """
-    charset = request.mimetype_params.get("charset", "utf-8").lower()
-    if request.mimetype != "application/json" or charset not in {"utf-8", "utf8"}:
-        given = request.headers.get("Content-Type") or "none"
-        raise UnsupportedMediaType(f"Send the body as application/json; the content type given is {given[:100]}.")
-    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise UnsupportedMediaType("Send the body without a content encoding.")
+    _check_type(JSON)
+    return parse_json(request.get_data(cache=False), "The body")
+
+
+def read_lines(most: int) -> list[bytes]:
+    """The lines of a body of JSON lines; empty ones are left out.
+
+    Raises:
+        UnsupportedMediaType: the body is not declared as UTF-8 JSON lines.
+        Invalid: there is no line, or more than ``most``.
+    """
+    _check_type(NDJSON)
+    lines = [line for line in request.get_data(cache=False).split(b"\n") if line.strip()]
+    if not 1 <= len(lines) <= most:
+        raise Invalid(f"The body must have 1 to {most} lines that are not empty; it has {len(lines)}.")
+    return lines
+
+
+def parse_json(data: bytes, what: str) -> Any:
+    """JSON that a client sent; ``what`` names it in errors.
+
+    Raises:
+        MalformedRequest: it is not JSON, or it names a member twice.
+        Invalid: it holds a text or number that cannot be stored.
+    """
     try:
-        value = json.loads(
-            request.get_data(cache=False).decode("utf-8"),
-            object_pairs_hook=_members,
-            parse_constant=_not_a_number,
-        )
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=_members, parse_constant=_not_a_number)
         _check_storable(value, ())
     except (ValueError, RecursionError) as exc:
         reason = "it is nested too deeply" if isinstance(exc, RecursionError) else str(exc)
-        raise MalformedRequest(f"The body is not valid JSON: {reason}.") from exc
+        raise MalformedRequest(f"{what} is not valid JSON: {reason}.") from exc
     return value
+
+
+def _check_type(wanted: str) -> None:
+    charset = request.mimetype_params.get("charset", "utf-8").lower()
+    if request.mimetype != wanted or charset not in {"utf-8", "utf8"}:
+        given = request.headers.get("Content-Type") or "none"
+        raise UnsupportedMediaType(f"Send the body as {wanted}; the content type given is {given[:100]}.")
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("Send the body without a content encoding.")
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -149,6 +183,11 @@ def read_body(model: type[ModelT]) -> ModelT:
     return validated(model, read_json(), as_json=True)
 
 
+def read_optional_body(model: type[ModelT]) -> ModelT:
+    """Like :func:`read_body`, for calls whose body may be left out: all of its fields have defaults."""
+    return read_body(model) if request.get_data().strip() else model()
+
+
 def validated(model: type[ModelT], values: Any, *, prefix: tuple[str, ...] = (), as_json: bool = False) -> ModelT:
     """``values`` as ``model``, read as the texts of a query, or with ``as_json`` as JSON has its types.
 
@@ -191,8 +230,13 @@ def refuse_body() -> None:
 def read_idempotency_key() -> str | None:
     """The ``Idempotency-Key`` header; Invalid when it is not 1 to 255 printable ASCII characters."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        _refuse(("header", "Idempotency-Key"), "must be 1 to 255 printable ASCII characters without spaces")
+    return check_idempotency_key(key, ("header", "Idempotency-Key")) if key is not None else None
+
+
+def check_idempotency_key(key: object, loc: tuple[str | int, ...]) -> str:
+    """The key as it is; Invalid when it is not 1 to 255 printable ASCII characters."""
+    if not isinstance(key, str) or not _IDEMPOTENCY_KEY.fullmatch(key):
+        _refuse(loc, "must be 1 to 255 printable ASCII characters without spaces")
     return key
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any, Generic, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from calotype.jobs import Family, Kind, State
+from calotype.webhooks.deliveries import DeliveryState
 
 ItemT = TypeVar("ItemT")
 
@@ -66,8 +67,10 @@ class JobUrls(Answer):
     """Paths of what can be done with a job."""
 
     self: str
+    events: str
     cancel: str
     retry: str
+    explain: str
 
 
 class Job(Answer):
@@ -89,6 +92,7 @@ class Job(Answer):
     spec: dict[str, Any] = Field(description="What was asked, completed with the defaults that were used.")
     result: dict[str, Any] | None
     artifacts: list[Artifact]
+    artifacts_expired_at: datetime | None = Field(description="When its artifacts were deleted, at their time.")
     error: JobError | None
     metadata: dict[str, str]
     retried_from: UUID | None = Field(description="The job that this one repeats.")
@@ -97,6 +101,91 @@ class Job(Answer):
 
 class JobPage(Page[Job]):
     """Jobs."""
+
+
+class Event(Answer):
+    """One thing that happened to a job."""
+
+    seq: int = Field(description="From 1, in the order of what happened.")
+    type: Literal["state", "progress", "checkpoint", "metrics", "log"]
+    created_at: datetime
+    data: dict[str, Any] = Field(description="What is in it depends on the type.")
+
+
+class EventPage(Page[Event]):
+    """Events of a job, oldest first."""
+
+    next_cursor: str | None = Field(description="Give it as `after` to get the next page; null on the last.")
+
+
+# --- Many jobs at once ---
+
+
+class BulkLine(BaseModel):
+    """One line of a bulk submission: a request as `POST /v1/jobs` takes it, and beside its members:"""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: Kind
+    idempotency_key: str | None = Field(
+        default=None, description="Does for this line what the header `Idempotency-Key` does for a single job."
+    )
+
+
+class BulkAnswer(Answer):
+    """What became of one line: `job` when it was accepted, else `problem`."""
+
+    index: int = Field(description="Number of the line, from 0; empty lines are not counted.")
+    status: int = Field(description="As `POST /v1/jobs` would have answered: 202, 422, 429, …")
+    job: Job | None = None
+    problem: Problem | None = None
+    retry_after: float | None = Field(default=None, description="Seconds to wait before another try, with 429 and 503.")
+
+
+# --- Webhooks ---
+
+
+class WebhookTry(Answer):
+    """One try of a delivery."""
+
+    at: datetime
+    status_code: int | None = Field(description="What the receiver answered; null: nothing.")
+    error: str | None = Field(description="Why it counts as failed; null: the receiver has the message.")
+    seconds: float = Field(description="How long it took.")
+    answer: str | None = Field(description="The beginning of an answer that was no success.")
+
+
+class WebhookDelivery(Answer):
+    """A message about an ended job, and what became of it."""
+
+    id: UUID = Field(description="Also the `webhook-id`: the same over all tries.")
+    job_id: UUID
+    type: str = Field(description="e.g. `job.succeeded`")
+    url: str
+    state: DeliveryState = Field(description="`gone`: a receiver answered 410, and its URL is sent nothing more.")
+    attempts: int = Field(description="Tries that were begun.")
+    tries: list[WebhookTry] = Field(description="The latest ones, in order.")
+    created_at: datetime
+    next_try_at: datetime | None
+
+
+class WebhookMessage(WebhookDelivery):
+    """A delivery with what is sent."""
+
+    body: dict[str, Any] = Field(description="The body, before it is written as text and signed.")
+
+
+class WebhookDeliveryPage(Page[WebhookDelivery]):
+    """Deliveries, newest first."""
+
+
+class WebhookSecret(Answer):
+    """What signs the webhooks of this tenant that bring no secret of their own."""
+
+    secret: str = Field(description="`whsec_…`; keep it where the receiver can read it.")
+    previous_until: datetime | None = Field(
+        description="Until then messages are also signed with the secret before; null: with this one alone."
+    )
 
 
 # --- Datasets ---
@@ -182,6 +271,9 @@ class Queue(Answer):
     running: int
     oldest_wait_seconds: float = Field(description="How long the oldest runnable job has waited; 0 for none.")
     workers: int = Field(description="Live workers that serve it.")
+    paused: bool = Field(description="Whether nothing is taken from it until it is resumed.")
+    pause_reason: str | None = Field(description="What was said when it was paused.")
+    paused_at: datetime | None
 
 
 class Worker(Answer):
@@ -190,12 +282,31 @@ class Worker(Answer):
     id: UUID
     name: str
     queues: list[str]
+    pool: str = Field(description="Workers of a pool share out their device time among the tenants together.")
     state: Literal["starting", "idle", "busy", "draining"]
+    draining: bool = Field(description="Whether it is to take no more jobs; `state` follows a little later.")
     device: dict[str, Any] = Field(description="What it computes on: `kind`, `name`, `memory_bytes`.")
     loaded_models: list[str] = Field(description="Those that you can see.")
     version: str
     started_at: datetime
     last_seen_at: datetime
+    last_looked_at: datetime | None = Field(description="When it last asked for work.")
+
+
+class Usage(Answer):
+    """What a tenant used, on one day and in one queue."""
+
+    tenant: str
+    day: date = Field(description="In UTC.")
+    queue: str
+    jobs: int = Field(description="Jobs that ended.")
+    cached: int = Field(description="Those of them that were answered from an equal one.")
+    images: int
+    gpu_seconds: float = Field(description="Device-seconds of all attempts that were over on that day, lost ones too.")
+
+
+class UsagePage(Page[Usage]):
+    """Usage."""
 
 
 class QueuePage(Page[Queue]):
@@ -214,7 +325,9 @@ class Tenant(Answer):
 
     id: UUID
     name: str
+    weight: float = Field(description="Share of the device time beside other tenants that wait, too.")
     max_queued: int | None = Field(description="Most jobs that may wait; null: no limit.")
+    max_running: int | None = Field(description="Most jobs that may run at once; null: no limit.")
     created_at: datetime
 
 

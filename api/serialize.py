@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from api import schemas
 from calotype.artifacts import ObjectStore
+from calotype.events import Event
 from calotype.jobs import Artifact, Job
 
 
@@ -40,11 +41,22 @@ def job(value: Job, artifacts: Sequence[Artifact], store: ObjectStore) -> schema
         spec=dict(value.spec),
         result=dict(value.result) if value.result is not None else None,
         artifacts=[artifact(one, store) for one in artifacts],
+        artifacts_expired_at=value.artifacts_expired_at,
         error=schemas.JobError(**value.error.as_dict()) if value.error else None,
         metadata=dict(value.metadata),
         retried_from=value.retried_from,
-        urls=schemas.JobUrls(self=here, cancel=f"{here}/cancel", retry=f"{here}/retry"),
+        urls=schemas.JobUrls(
+            self=here,
+            events=f"{here}/events",
+            cancel=f"{here}/cancel",
+            retry=f"{here}/retry",
+            explain=f"{here}/explain",
+        ),
     )
+
+
+def event(value: Event) -> schemas.Event:
+    return schemas.Event(seq=value.seq, type=value.type, created_at=value.created_at, data=dict(value.data))
 
 
 def job_path(value: Job) -> str:

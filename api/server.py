@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import resource
 import socket
+import sys
 import uuid
 from http import HTTPStatus
 from types import FrameType
@@ -30,10 +32,19 @@ if TYPE_CHECKING:
 UNPARSED = {LimitRequestLine: (414, "uri_too_long"), LimitRequestHeaders: (431, "headers_too_large")}
 #: Connections that wait to be accepted.
 BACKLOG = 2048
-#: Seconds a stopping process gives the requests it is answering. Long polls end at once.
+#: Seconds a stopping process gives the requests it is answering. Whoever waits is answered at once.
 GRACEFUL_SECONDS = 30
 #: Seconds an idle connection is kept for its next request; longer than usual load balancers keep theirs.
 KEEPALIVE_SECONDS = 75
+#: Seconds after which a client that takes nothing of what is sent to it is given up, or it would hold its thread for
+#: good. Streams send something at least every 15 s.
+SEND_SECONDS = 60
+
+
+#: Open files beside those of clients: the database's, the store's, uploads on their way to disk.
+SPARE_FILES = 256
+
+logger = logging.getLogger(__name__)
 
 
 class AddressUnavailable(CalotypeError):
@@ -55,12 +66,33 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # The connections inherit it.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SEND_SECONDS * 1000)
         listener.bind(address)
     except OSError as exc:
         raise AddressUnavailable(f"cannot listen on {host}:{port}: {_remedy(exc)}") from exc
     listener.listen(BACKLOG)
     listener.set_inheritable(True)
     return listener
+
+
+def allow_connections(wanted: int) -> int:
+    """Raises this process' limit of open files, which its children inherit; gives how many connections fit.
+
+    Shells allow 1,024 files, and much more to whoever asks. A server process does not survive an accept that fails for
+    want of one.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = wanted + SPARE_FILES
+    if hard != resource.RLIM_INFINITY:
+        files = min(files, hard)
+    if soft != resource.RLIM_INFINITY and soft < files:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, hard))
+    fit = max(1, min(wanted, files - SPARE_FILES))
+    if fit < wanted:
+        logger.warning("too few open files allowed for all connections", extra={"files": hard, "connections": fit})
+    return fit
 
 
 def _remedy(exc: OSError) -> str:
@@ -79,14 +111,21 @@ class ServerLog(Logger):  # type: ignore[misc]
         self.access_log = logging.getLogger("api.server.access")
         self.access_log.disabled = True
 
+    def exception(self, msg: str, *args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.exc_info()[1], TimeoutError):
+            # It took nothing for SEND_SECONDS.
+            self.error_log.debug("the client is gone")
+        else:
+            super().exception(msg, *args, **kwargs)
+
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """A gthread worker whose long polls end as soon as it is told to stop."""
+    """A gthread worker whose long polls and streams end as soon as it is told to stop."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         here = _services_of(self)
         if here is not None:
-            here.stopping.set()
+            here.stop()
         super().handle_exit(sig, frame)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
@@ -148,9 +187,11 @@ class Server(BaseApplication):  # type: ignore[misc]
             "bind": f"fd://{self.listener.fileno()}",
             "workers": self.settings.api_workers,
             "worker_class": Worker,
-            "threads": self.settings.api_threads,
+            # Made when they are needed. A client that waits holds one, which costs about 60 kB; api.turns bounds how
+            # many of them work.
+            "threads": self.settings.api_threads + self.settings.api_waiters,
             # Idle connections count: were this not above the threads, they would starve requests.
-            "worker_connections": self.settings.api_connections,
+            "worker_connections": allow_connections(self.settings.api_connections),
             "keepalive": KEEPALIVE_SECONDS,
             "graceful_timeout": GRACEFUL_SECONDS,
             # A process whose main loop stands still for this long is replaced; threads do not count.

@@ -9,6 +9,8 @@ from typing import cast
 import sqlalchemy as sa
 from flask import current_app
 
+from api.turns import Permits, Turns
+from api.watch import Watcher
 from calotype.artifacts import ObjectStore
 from calotype.doorbell import Doorbell
 from calotype.settings import Settings
@@ -24,14 +26,23 @@ class Services:
     engine: sa.Engine
     store: ObjectStore
     doorbell: Doorbell
-    #: Set when the process begins to stop: long polls answer at once.
+    watcher: Watcher
+    #: Requests that are worked on at once.
+    turns: Turns
+    #: Set when the process begins to stop: whoever waits is answered at once.
     stopping: threading.Event = field(default_factory=threading.Event)
-    #: A permit a long poll, so that they cannot take every thread.
-    waiters: threading.BoundedSemaphore
+    #: A permit a client that waits, so that they cannot take every thread.
+    waiters: Permits
+
+    def stop(self) -> None:
+        """Ends all waiting. Takes no lock that is held for long: a signal handler calls it."""
+        self.stopping.set()
+        self.watcher.stop()
 
     def close(self) -> None:
         """Lets go of threads and connections."""
-        self.stopping.set()
+        self.stop()
+        self.watcher.close()
         self.doorbell.close()
         self.engine.dispose()
 

@@ -1,24 +1,19 @@
-"""Long polls: a request waits for its job, holding a thread but no database connection."""
+"""Long polls: a request waits for its job, holding a thread but neither its turn nor a database connection."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from uuid import UUID
 
 from api.services import Services
 from calotype import queue
 from calotype.database import transaction
+from calotype.events import Version
 from calotype.jobs import Job
 
 logger = logging.getLogger(__name__)
-
-#: Seconds between looks at the row: quick at first, for small jobs, then gentle on the database.
-FIRST_INTERVAL = 0.05
-LONGEST_INTERVAL = 1.0
-GROWTH = 1.3
 
 
 def fetch(services: Services, tenant_id: UUID, job_id: UUID) -> Job:
@@ -28,29 +23,24 @@ def fetch(services: Services, tenant_id: UUID, job_id: UUID) -> Job:
 
 
 def wait_until(services: Services, job: Job, seconds: float, satisfied: Callable[[Job], bool]) -> Job:
-    """Looks at ``job`` until ``satisfied``, until ``seconds`` have passed, or until the server stops.
+    """Watches ``job`` until ``satisfied``, until ``seconds`` have passed, or until the server stops.
 
     When all permits for waiting are taken the job is answered as it is: waiting is a courtesy, and requests
     that do not wait must always find a thread.
     """
     deadline = time.monotonic() + seconds
-    with _permit(services) as granted:
-        interval = FIRST_INTERVAL
+    with services.waiters.permit() as granted:
         logger.debug("waiting", extra={"job": job.id, "seconds": seconds, "granted": granted})
-        while granted and not satisfied(job):
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or services.stopping.wait(min(interval, remaining)):
-                break
-            job = fetch(services, job.tenant_id, job.id)
-            interval = min(interval * GROWTH, LONGEST_INTERVAL)
+        if not granted or satisfied(job):
+            return job
+        with services.watcher.watch(job.id) as waiter:
+            while not services.stopping.is_set():
+                waiter.begin()
+                job = fetch(services, job.tenant_id, job.id)
+                waiter.saw(Version(job.revision, job.event_seq))
+                remaining = deadline - time.monotonic()
+                if satisfied(job) or remaining <= 0:
+                    break
+                with services.turns.aside():
+                    waiter.wait(remaining)
     return job
-
-
-@contextmanager
-def _permit(services: Services) -> Iterator[bool]:
-    granted = services.waiters.acquire(blocking=False)
-    try:
-        yield granted
-    finally:
-        if granted:
-            services.waiters.release()

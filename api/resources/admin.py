@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self, cast
 from uuid import UUID
 
 from flask import Blueprint, Response
 from flask.typing import ResponseReturnValue
-from pydantic import AwareDatetime, Field, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
 from api import paging, reading, schemas, serialize
 from api.calls import Answer, JsonBody, call
@@ -25,19 +25,38 @@ TENANT_HEADERS = {"Location": "Path of the tenant."}
 
 TenantName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Limit = Annotated[int, Field(ge=0, le=1_000_000)]
+Weight = Annotated[float, Field(ge=0.01, le=1000.0)]
+WEIGHT = "Share of the device time beside other tenants that wait, too."
+MAX_QUEUED = "Most jobs that may wait; null: no limit."
+MAX_RUNNING = "Most jobs that may run at once; null: no limit."
 
 
 class NewTenant(reading.Body):
     """A tenant to create."""
 
     name: TenantName = Field(description="Small letters, digits and hyphens.")
-    max_queued: Limit | None = Field(default=None, description="Most jobs that may wait; null: no limit.")
+    weight: Weight = Field(default=1.0, description=WEIGHT)
+    max_queued: Limit | None = Field(default=None, description=MAX_QUEUED)
+    max_running: Limit | None = Field(default=None, description=MAX_RUNNING)
 
 
 class TenantChange(reading.Body):
     """What to change; what is left out stays."""
 
-    max_queued: Limit | None = Field(description="Most jobs that may wait; null: no limit.")
+    # Values by a factory are not shown as defaults: there are none, what is left out is not looked at.
+    weight: Weight = Field(default_factory=lambda: 1.0, description=WEIGHT)
+    max_queued: Limit | None = Field(default_factory=lambda: None, description=MAX_QUEUED)
+    max_running: Limit | None = Field(default_factory=lambda: None, description=MAX_RUNNING)
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError(f"name what to change: {', '.join(type(self).model_fields)}")
+        return self
+
+    def changes(self) -> tenants.TenantChange:
+        """Only what was named."""
+        return cast("tenants.TenantChange", self.model_dump(exclude_unset=True))
 
 
 class NewKey(reading.Body):
@@ -114,7 +133,7 @@ def get_tenant(tenant: str) -> ResponseReturnValue:
 )
 def update_tenant(tenant: str, body: TenantChange) -> ResponseReturnValue:
     with transaction(services().engine) as conn:
-        changed = tenants.limit_tenant(conn, tenant, max_queued=body.max_queued)
+        changed = tenants.change_tenant(conn, tenant, **body.changes())
     return _tenant_answer(changed, 200)
 
 
@@ -192,7 +211,9 @@ def _tenant(tenant: tenants.Tenant) -> schemas.Tenant:
     return schemas.Tenant(
         id=tenant.id,
         name=tenant.name,
+        weight=tenant.weight,
         max_queued=tenant.max_queued,
+        max_running=tenant.max_running,
         created_at=tenant.created_at,
     )
 

@@ -11,16 +11,17 @@ from uuid import UUID
 from flask import Blueprint, Response, request
 from flask.typing import ResponseReturnValue
 from pydantic import AwareDatetime, BeforeValidator, Field
+from sqlalchemy import Connection
 
-from api import paging, reading, schemas, serialize, waiting
+from api import paging, quotes, reading, schemas, serialize, submitting, waiting
 from api.auth import principal
 from api.calls import Answer, JsonBody, call
 from api.examples import JOB_EXAMPLES
 from api.paging import PageQuery
 from api.services import Services, services
-from calotype import idempotency, queue, specs, submission
-from calotype.database import transaction
-from calotype.errors import NotFound
+from calotype import queue, specs, submission
+from calotype.database import in_transaction, transaction
+from calotype.errors import Gone, NotFound
 from calotype.jobs import Family, Job, Kind, State
 from calotype.tenants import Scope
 
@@ -46,6 +47,21 @@ class JobQuery(reading.Query):
     )
 
 
+def _parse_flag(value: object) -> object:
+    if isinstance(value, str) and value not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return value
+
+
+class SubmitQuery(reading.Query):
+    """How to submit."""
+
+    dry_run: Annotated[bool, BeforeValidator(_parse_flag)] = Field(
+        default=False,
+        description="`true`: checks everything and quotes the wait and the cost, but creates nothing.",
+    )
+
+
 class JobListQuery(PageQuery):
     """Which jobs; newest first."""
 
@@ -65,7 +81,10 @@ class JobListQuery(PageQuery):
     scope=Scope.JOBS_WRITE,
     description="The job is checked and recorded, then queued; everything left out of the input is filled in "
     "and shown in `spec`, the seed included, so that the spec makes the same images again.\n\n"
-    "With `Prefer: wait=N` the answer waits for the job to end: 200 when it did, 202 when it goes on.",
+    "With `Prefer: wait=N` the answer waits for the job to end: 200 when it did, 202 when it goes on.\n\n"
+    "With `dry_run=true` the answer is a quote: when the job would start and what it would cost, as intervals, and "
+    "whether an equal job would answer it. Nothing is created then.",
+    query=SubmitQuery,
     headers={
         "Idempotency-Key": "Any text of your choice. A repeated call with the same key and body gives the "
         "same job; with another body it is refused.",
@@ -75,11 +94,16 @@ class JobListQuery(PageQuery):
     answers=[
         Answer(
             status=202,
-            description="The job is queued.",
+            description="The job is queued; or it has ended already, answered from an equal one.",
             model=schemas.Job,
             headers={**JOB_HEADERS, "Preference-Applied": "`wait=N` when it was."},
         ),
-        Answer(status=200, description="The job ended within the wait.", model=schemas.Job, headers=JOB_HEADERS),
+        Answer(
+            status=200,
+            description="The job ended within the wait; or the quote of a dry run, without these headers.",
+            model=schemas.Job | quotes.Quote,
+            headers=JOB_HEADERS,
+        ),
     ],
     codes=[
         "family_unavailable",
@@ -91,12 +115,14 @@ class JobListQuery(PageQuery):
         "not_found",
     ],
 )
-def submit_job(body: specs.JobRequest) -> ResponseReturnValue:
+def submit_job(body: specs.JobRequest, query: SubmitQuery) -> ResponseReturnValue:
     key = reading.read_idempotency_key()
     wait = reading.read_wait_preference()
     here = services()
+    if query.dry_run:
+        return quotes.dry_run(here, principal().tenant_id, body)
     job = _submit(here, body, key)
-    here.doorbell.ring(job.queue)
+    _tell_of(here, job)
     if wait:
         job = waiting.wait_until(here, job, wait, lambda now: now.state.terminal)
     response = _job_answer(here, job, 200 if wait and job.state.terminal else 202)
@@ -105,17 +131,15 @@ def submit_job(body: specs.JobRequest) -> ResponseReturnValue:
     return response
 
 
+def _tell_of(here: Services, job: Job) -> None:
+    if not job.state.terminal:
+        here.doorbell.ring(job.queue)
+    here.doorbell.announce(job.id)
+
+
 def _submit(here: Services, body: specs.JobRequest, key: str | None) -> Job:
-    """Records the job, or finds the one that this key made before; both or neither."""
     tenant_id = principal().tenant_id
-    with transaction(here.engine) as conn:
-        known = idempotency.recall(conn, tenant_id, key, body) if key is not None else None
-        if known is not None:
-            return queue.get(conn, tenant_id, known)
-        job = queue.submit(conn, submission.prepare(conn, tenant_id, body))
-        if key is not None:
-            idempotency.remember(conn, tenant_id, key, body, job.id)
-        return job
+    return in_transaction(here.engine, lambda conn: submitting.record(conn, here.settings, tenant_id, body, key))
 
 
 @blueprint.get("/jobs")
@@ -178,9 +202,11 @@ def get_job(job_id: str, query: JobQuery) -> ResponseReturnValue:
     answers=[Answer(status=200, description="The job as it is now.", model=schemas.Job, headers=JOB_HEADERS)],
 )
 def cancel_job(job_id: str) -> ResponseReturnValue:
-    here = services()
-    with transaction(here.engine) as conn:
-        job = queue.cancel(conn, principal().tenant_id, parse_job_id(job_id))
+    here, tenant_id, wanted = services(), principal().tenant_id, parse_job_id(job_id)
+    job = in_transaction(here.engine, lambda conn: queue.cancel(conn, tenant_id, wanted))
+    here.doorbell.announce(job.id)
+    # One that waited for its result may run in its stead.
+    here.doorbell.ring(job.queue)
     return _job_answer(here, job, 200)
 
 
@@ -194,13 +220,16 @@ def cancel_job(job_id: str) -> ResponseReturnValue:
     codes=["conflict", "limit_exceeded", "unknown_dataset", "unknown_model"],
 )
 def retry_job(job_id: str) -> ResponseReturnValue:
-    here, tenant_id = services(), principal().tenant_id
-    with transaction(here.engine) as conn:
-        old = queue.get(conn, tenant_id, parse_job_id(job_id))
+    here, tenant_id, wanted = services(), principal().tenant_id, parse_job_id(job_id)
+
+    def again(conn: Connection) -> Job:
+        old = queue.get(conn, tenant_id, wanted)
         # Refused now rather than failed later when what it needs has been deleted since.
         submission.prepare(conn, tenant_id, specs.parse(old.spec))
-        job = queue.retry(conn, tenant_id, old.id)
-    here.doorbell.ring(job.queue)
+        return queue.retry(conn, tenant_id, old.id)
+
+    job = in_transaction(here.engine, again)
+    _tell_of(here, job)
     return _job_answer(here, job, 202)
 
 
@@ -230,6 +259,7 @@ def delete_job(job_id: str) -> ResponseReturnValue:
     scope=Scope.JOBS_READ,
     description="Streams the file through the API, for clients that cannot reach the object store.",
     answers=[Answer(status=200, description="The file, with its content type.", media_type="application/octet-stream")],
+    codes=["artifacts_expired"],
 )
 def get_artifact(job_id: str, artifact_name: str) -> ResponseReturnValue:
     here = services()
@@ -237,6 +267,11 @@ def get_artifact(job_id: str, artifact_name: str) -> ResponseReturnValue:
         job = queue.get(conn, principal().tenant_id, parse_job_id(job_id))
         artifacts = queue.artifacts_of(conn, [job.id]).get(job.id, ())
     found = next((one for one in artifacts if one.name == artifact_name), None)
+    if found is None and job.artifacts_expired_at is not None:
+        raise Gone(
+            f"The artifacts of job {job.id} were deleted at their time, {job.artifacts_expired_at:%Y-%m-%d %H:%M} UTC. "
+            "Make them anew with /retry."
+        )
     if found is None:
         raise NotFound(f"Job {job.id} has no artifact {artifact_name}.")
     # Opened before the answer begins, so that a missing object is an error and not a torn file.
