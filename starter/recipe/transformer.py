@@ -107,8 +107,8 @@ def run(trainer: Trainer, pipeline: Any, work: Path, *, minutes: float) -> None:
         trainer.save(work / "training")
         publish(trainer, pipeline, work / "pipeline")
 
-    # On a CPU the fused attention takes six times as long as this one to differentiate 81 tokens in bf16, which was 45 %
-    # of a step.
+    # On a CPU the fused attention takes six times as long as this one to differentiate 81 tokens in bf16: 45 % of a
+    # step.
     with sdpa_kernel(SDPBackend.MATH):
         trainer.run(on_step=report, check=pace, on_checkpoint=checkpoint)
     checkpoint(trainer.step_count)
