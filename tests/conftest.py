@@ -43,7 +43,7 @@ T = TypeVar("T")
 TESTS = Path(__file__).parent
 TEMPLATE = "template_calotype"
 #: What a suite needs beside Python packages that every installation has.
-SUITES_ON_SERVICES = ("integration", "acceptance")
+SUITES_ON_SERVICES = ("integration", "faults", "acceptance")
 
 
 def pytest_configure(config: pytest.Config) -> None:

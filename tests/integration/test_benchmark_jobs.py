@@ -90,7 +90,7 @@ def work(
             job = queue.submit(conn, submission.prepare(conn, tenant.id, specs.parse(request)))
             claimed = queue.claim(conn, worker, (QUEUE,), settings.lease_seconds)
         assert claimed is not None
-        executor.execute(claimed)
+        executor.execute([claimed])
         with transaction(engine) as conn:
             return lookup.get(conn, tenant.id, job.id)
 

@@ -116,6 +116,22 @@ def test_retry_makes_a_new_job_of_the_same_spec(cli: Cli, submitted: Callable[..
     assert again["metadata"] == {"for": "test"}
 
 
+def test_an_equal_job_is_answered_from_the_first_and_shown_so(
+    cli: Cli, submitted: Callable[..., dict[str, Any]]
+) -> None:
+    first = submitted("--seed", "77", "--retain", "3600")
+    cli("wait", first["id"])
+
+    second = submitted("--seed", "77")
+    shown = " ".join(cli("show", second["id"]).out.split())
+    anew = submitted("--seed", "77", "--cache", "bypass")
+
+    assert first["spec"]["retain_seconds"] == 3600
+    assert (second["state"], second["result"]["cached_from"]) == ("succeeded", first["id"])
+    assert f"cached from job {first['id']}" in shown
+    assert anew["state"] != "succeeded" and anew["spec"]["cache"] == "bypass"
+
+
 def test_download_and_delete(cli: Cli, submitted: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     job = submitted()
     cli("wait", job["id"])
@@ -194,3 +210,27 @@ def test_a_wrong_key_is_told_with_a_remedy(cli: Cli) -> None:
 
     assert ended.code == 1
     assert "--api-key" in ended.err
+
+
+def test_logs_tell_what_happened_to_a_job_until_its_end(cli: Cli, submitted: Callable[..., dict[str, Any]]) -> None:
+    job_id = submitted()["id"]
+
+    followed = cli("logs", "-f", job_id)
+
+    states = [line.split()[1] for line in followed.out.splitlines() if " (" not in line or "running" in line]
+    assert followed.code == 0
+    assert [state for state in states if state in {"queued", "running", "succeeded"}] == [
+        "queued",
+        "running",
+        "succeeded",
+    ]
+    events = [json.loads(line) for line in cli("logs", "--json", job_id).out.splitlines()]
+    assert [event["seq"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["data"]["state"] == "succeeded"
+
+
+def test_the_logs_of_a_job_that_is_not_there_are_an_error(cli: Cli) -> None:
+    ended = cli("logs", "01933333-3333-7333-8333-333333333333")
+
+    assert ended.code == 1
+    assert "no job" in ended.err

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
 
+from calotype import tables, tenants
+from calotype.database import connect_engine, transaction
+
 if TYPE_CHECKING:
-    from tests.conftest import Ended
+    from tests.conftest import Ended, RunningUp
 
 Cli = Callable[..., "Ended"]
 
@@ -68,13 +72,66 @@ def test_models_are_listed_and_shown(cli: Cli, tiny_model: str) -> None:
 
 
 def test_queues_and_workers_are_shown_as_tables_and_as_json(cli: Cli) -> None:
-    assert "diffusion.generate" in cli("queues").out
-    assert "worker-1" in cli("workers").out
-    assert {queue["name"] for queue in cli("queues", "--json").json} == {
+    assert "diffusion.generate" in cli("queues", "list").out
+    assert "worker-1" in cli("workers", "list").out
+    assert {queue["name"] for queue in cli("queues", "list", "--json").json} == {
         "diffusion.generate",
         "diffusion.train",
         "diffusion.benchmark",
     }
+
+
+def test_a_queue_is_paused_with_a_reason_and_resumed(cli: Cli) -> None:
+    # One that no other test of the stack waits for.
+    queue = "diffusion.benchmark"
+    try:
+        assert cli("queues", "pause", queue, "--reason", "new drivers").code == 0
+        (line,) = (line for line in cli("queues", "list").out.splitlines() if queue in line)
+        assert "new drivers" in line
+    finally:
+        assert cli("queues", "resume", queue).code == 0
+    assert "new drivers" not in cli("queues", "list").out
+    wrong = cli("queues", "pause", "diffusion.paint")
+    assert wrong.code == 1 and queue in wrong.err
+
+
+def test_a_worker_is_drained_and_undrained_by_its_name(cli: Cli) -> None:
+    try:
+        assert cli("workers", "drain", "worker-1").code == 0
+        (worker,) = cli("workers", "list", "--json").json
+        assert worker["draining"] is True
+        assert "draining" in cli("workers", "list").out
+    finally:
+        assert cli("workers", "undrain", "worker-1").code == 0
+    (worker,) = cli("workers", "list", "--json").json
+    assert worker["draining"] is False
+    assert cli("workers", "drain", "nobody").code == 1
+
+
+def test_usage_is_shown_per_day(cli: Cli, stack: RunningUp) -> None:
+    engine = connect_engine(stack.settings(), application_name="test")
+    with transaction(engine) as conn:
+        owner = tenants.create_tenant(conn, "metered")
+        values = {"tenant_id": owner.id, "queue": "diffusion.generate", "jobs": 7, "images": 9, "gpu_seconds": 12.25}
+        conn.execute(tables.usage.insert(), [{**values, "day": day} for day in (date(2026, 1, 2), date(2026, 1, 3))])
+    engine.dispose()
+    asked = ("usage", "--tenant", "metered", "--from", "2026-01-01", "--to", "2026-01-31")
+    assert [day["day"] for day in cli(*asked, "--json").json] == ["2026-01-03", "2026-01-02"]
+    total = cli(*asked).out.splitlines()[-1].split()
+    assert total == ["total", "14", "0", "18", "24.5"]
+    assert "nothing was used" in cli(*asked[:-1], "2026-01-01").out
+    assert cli("usage").code == 0
+
+
+def test_a_tenants_share_and_limits_are_changed(cli: Cli) -> None:
+    made = cli("tenants", "create", "weighty", "--weight", "2", "--max-running", "4", "--json").json
+    assert (made["weight"], made["max_running"], made["max_queued"]) == (2.0, 4, None)
+    changed = cli("tenants", "change", "weighty", "--max-running", "none", "--max-queued", "50", "--json").json
+    assert (changed["weight"], changed["max_running"], changed["max_queued"]) == (2.0, None, 50)
+    (line,) = (line for line in cli("tenants", "list").out.splitlines() if line.startswith("weighty"))
+    assert line.split()[1:3] == ["2", "50"]
+    for wrong in (("--max-queued", "many"), ("--weight", "0"), ()):
+        assert cli("tenants", "change", "weighty", *wrong).code == 1
 
 
 def test_keys_create_makes_the_tenant_and_prints_a_key_that_works_for_it_alone(cli: Cli) -> None:

@@ -154,3 +154,79 @@ def test_a_name_with_a_path_in_it_is_not_written(
         client.download(job(name), tmp_path / "into")
 
     assert list((tmp_path / "into").iterdir()) == []
+
+
+# --- Following ---
+
+
+def frame(seq: int, kind: str = "log", **data: Any) -> bytes:
+    event = {"seq": seq, "type": kind, "created_at": "2026-01-31T12:00:00Z", "data": data}
+    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(event)}\n\n".encode()
+
+
+def test_a_job_is_followed_over_broken_connections_without_a_gap(server: Server, client: Client) -> None:
+    server.answers = [
+        (200, b"retry: 1000\n\n" + frame(1, "state", state="running") + frame(2, message="one") + frame(3)[:30]),
+        None,
+        (503, b"{}"),
+        (200, b": nothing new\n\n" + frame(3, message="two")),
+        (200, frame(4, "state", state="failed") + frame(5, message="after the end")),
+    ]
+
+    events = list(client.events("1"))
+
+    assert [event["seq"] for event in events] == [1, 2, 3, 4]
+    assert events[1]["data"] == {"message": "one"}
+    assert [headers["Last-Event-ID"] for _, _, headers in server.asked] == ["0", "2", "2", "2", "3"]
+    assert {headers["Accept"] for _, _, headers in server.asked} == {"text/event-stream"}
+
+
+def test_following_a_job_from_its_end_ends_at_once(server: Server, client: Client) -> None:
+    server.answers = [(204, b"")]
+
+    assert list(client.events("1", after=9)) == []
+    assert server.asked[0][2]["Last-Event-ID"] == "9"
+
+
+def test_following_what_is_not_there_fails(server: Server, client: Client) -> None:
+    server.answers = [(404, json.dumps({"code": "not_found", "detail": "no such job"}).encode())]
+
+    with pytest.raises(ApiError, match="no such job"):
+        list(client.events("1"))
+
+
+def test_following_ends_when_nobody_answers_any_more(server: Server, client: Client) -> None:
+    server.answers = [(200, frame(1)), None, None, None]
+
+    following = client.events("1")
+
+    assert next(following)["seq"] == 1
+    with pytest.raises(ConnectionFailedError):
+        next(following)
+
+
+def test_what_has_happened_so_far_is_read_page_by_page(server: Server, client: Client) -> None:
+    def page(seqs: list[int], following: str | None) -> tuple[int, bytes]:
+        body = {"data": [{"seq": seq} for seq in seqs], "has_more": following is not None, "next_cursor": following}
+        return 200, json.dumps(body).encode()
+
+    server.answers = [page([3, 4], "4"), page([5], None)]
+
+    assert [event["seq"] for event in client.events("1", after=2, follow=False)] == [3, 4, 5]
+    assert [path for _, path, _ in server.asked] == [
+        "/v1/jobs/1/events?after=2&limit=100",
+        "/v1/jobs/1/events?after=4&limit=100",
+    ]
+
+
+def test_a_server_with_no_room_for_one_more_that_waits_is_not_asked_without_pause(
+    server: Server, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[int] = []
+    monkeypatch.setattr("calotype.client.jobs.pause", pauses.append)
+    answers = [{"id": "1", "state": "running"}, None, None, {"id": "1", "state": "succeeded"}]
+    server.answers = [(304, b"") if job is None else (200, json.dumps(job).encode()) for job in answers]
+
+    assert client.wait("1")["state"] == "succeeded"
+
+    assert len(pauses) == 2

@@ -6,6 +6,10 @@ import base64
 import hashlib
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -15,12 +19,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
+import sqlalchemy as sa
 import tiny_sd3
 import torch
 from PIL import Image
 from sqlalchemy import Engine
 
-from calotype import lookup, queue, registry, specs, submission
+from calotype import lookup, queue, registry, specs, submission, tables
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, transaction
 from calotype.datasets import Dataset, DatasetLimits
@@ -28,9 +33,10 @@ from calotype.datasets.importing import import_archive
 from calotype.doorbell import Doorbell
 from calotype.jobs import Artifact, Job, State
 from calotype.registry import ModelFile, ModelVersion
-from calotype.settings import Settings
+from calotype.settings import Settings, environment
 from calotype.tenants import Tenant
 
+ROOT = Path(__file__).resolve().parents[2]
 QUEUES = ("diffusion.generate", "diffusion.train")
 COLOURS = ("red", "green", "blue", "gold")
 
@@ -84,13 +90,17 @@ class Runner:
         self.doorbell.close()
         self.lease_engine.dispose()
 
-    def submit(self, request: dict[str, Any]) -> Job:
+    def submit(self, request: dict[str, Any], tenant: Tenant | None = None) -> Job:
         with transaction(self.engine) as conn:
-            prepared = submission.prepare(conn, self.tenant.id, specs.parse(request))
+            prepared = submission.prepare(conn, (tenant or self.tenant).id, specs.parse(request))
             return queue.submit(conn, prepared)
 
     def work(self, job: Job, shutdown: threading.Event | None = None) -> Job:
         """Claim the next job, which must be `job`, run it, and return it as it is then."""
+        return self.work_together([job], shutdown)[0]
+
+    def work_together(self, jobs: list[Job], shutdown: threading.Event | None = None) -> list[Job]:
+        """Claim what comes next, which must be these jobs, run them in one batch, and return them as they are then."""
         from worker.execution import Executor
 
         executor = Executor(
@@ -102,13 +112,15 @@ class Runner:
             doorbell=self.doorbell,
             shutdown=shutdown or threading.Event(),
         )
+        claimant = queue.Claimant(
+            worker_id=self.worker, queues=QUEUES, lease_seconds=self.settings.lease_seconds, most_units=16
+        )
         with transaction(self.engine) as conn:
-            claimed = queue.claim(conn, self.worker, QUEUES, self.settings.lease_seconds)
-        assert claimed is not None
-        assert claimed.id == job.id
+            claimed = queue.claim_batch(conn, claimant).jobs
+        assert {job.id for job in claimed} == {job.id for job in jobs}
         executor.execute(claimed)
         with transaction(self.engine) as conn:
-            return lookup.get(conn, self.tenant.id, job.id)
+            return [lookup.get(conn, job.tenant_id, job.id) for job in jobs]
 
     def run(self, request: dict[str, Any]) -> tuple[Job, dict[str, Any]]:
         job = self.work(self.submit(request))
@@ -123,6 +135,28 @@ class Runner:
     def images(self, job: Job) -> list[np.ndarray[Any, Any]]:
         files = [self.store.get_bytes(artifact.object_key) for artifact in self.artifacts(job)]
         return [np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in files]
+
+    def get(self, job: Job) -> Job:
+        with transaction(self.engine) as conn:
+            return lookup.get(conn, job.tenant_id, job.id)
+
+    def step_of(self, job: Job) -> int:
+        """How many steps a training has done."""
+        progress = self.get(job).progress
+        return progress.step if progress is not None and progress.stage == "training" else 0
+
+    def checkpoint_files(self, job: Job, step: int) -> dict[str, bytes]:
+        """What the store holds of a checkpoint, whatever epoch wrote it."""
+        keys = [item.key for item in self.store.list_keys(f"tenants/{job.tenant_id}/jobs/{job.id}/")]
+        found = {key.rpartition("/")[2]: self.store.get_bytes(key) for key in keys if f"/checkpoints/{step}-" in key}
+        assert {"trainer.json", "trainer.safetensors"} <= found.keys()
+        return found
+
+    def events(self, job: Job, kind: str) -> list[dict[str, Any]]:
+        table = tables.events
+        statement = sa.select(table.c.data).where(table.c.job_id == job.id, table.c.type == kind).order_by(table.c.seq)
+        with transaction(self.engine) as conn:
+            return list(conn.execute(statement).scalars())
 
     def weights(self, ref: str) -> dict[str, torch.Tensor]:
         """The tensors of an adapter."""
@@ -150,7 +184,8 @@ def runner(
 
 def generate(model: str = "tiny", **changes: Any) -> dict[str, Any]:
     values = {"prompt": "a red one", "num_images": 1, "seed": 5, "guidance_scale": 2.0} | changes
-    return {"kind": "generate", "family": "diffusion", "model": model, "input": values}
+    # Every one of these is to be made, not to be found.
+    return {"kind": "generate", "family": "diffusion", "model": model, "input": values, "cache": "bypass"}
 
 
 def train(dataset: Dataset, **changes: Any) -> dict[str, Any]:
@@ -192,6 +227,35 @@ def test_the_same_seed_gives_the_same_image_alone_and_among_others(runner: Runne
     for left, right in zip(together, again, strict=True):
         assert np.array_equal(left, right)
     assert np.abs(together[1] - alone[0]).max() <= 1
+
+
+def test_jobs_of_two_tenants_share_a_call_and_get_the_images_that_they_get_alone(
+    runner: Runner, make_tenant: Callable[..., Tenant], dataset: Dataset
+) -> None:
+    other = make_tenant()
+    requests = [generate(num_images=2), generate(prompt="a blue one", negative_prompt="a red one", seed=9)]
+    together = [runner.submit(requests[0]), runner.submit(requests[1], other)]
+    shared = runner.work_together(together)
+    alone = [runner.run(request | {"priority": 9})[0] for request in requests]
+    for one, whole, position in zip(shared, alone, (0, 2), strict=True):
+        assert one.state is State.SUCCEEDED, one.error
+        assert one.result is not None
+        assert (one.result["batch_size"], one.result["batch_position"]) == (3, position)
+        for left, right in zip(runner.images(one), runner.images(whole), strict=True):
+            assert np.abs(left - right).max() <= 1
+
+
+def test_of_jobs_that_share_a_call_the_one_without_its_image_to_start_from_fails_alone(
+    runner: Runner, make_tenant: Callable[..., Tenant], dataset: Dataset
+) -> None:
+    nonsense = f"data:image/png;base64,{base64.b64encode(b'no image').decode()}"
+    good = runner.submit(generate(init_image=f"{dataset.id}/0.png"))
+    bad = runner.submit(generate(init_image=nonsense), make_tenant())
+    worked, failed = runner.work_together([good, bad])
+    assert worked.state is State.SUCCEEDED, worked.error
+    assert failed.error is not None
+    assert failed.error.code == "bad_input"
+    assert failed.attempt == 1
 
 
 def test_an_image_may_start_from_a_dataset_from_another_job_or_from_the_request(
@@ -251,6 +315,23 @@ def test_a_lora_is_trained_registered_and_used(runner: Runner, dataset: Dataset)
     assert np.abs(base - off).max() <= 1
 
 
+def test_a_training_says_how_it_goes_while_it_runs(
+    runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.families.diffusion import reporting
+
+    monkeypatch.setattr(reporting, "EVERY_SECONDS", 0.0)
+    job, result = runner.run(train(dataset, validation_prompts=["a red one"]))
+    metrics = runner.events(job, "metrics")
+    assert [line["step"] for line in metrics] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in metrics] == [point["loss"] for point in result["loss"]]
+    assert all(line["learning_rate"] == 0.01 and line["steps_per_second"] > 0 for line in metrics)
+    said = [line["message"] for line in runner.events(job, "log")]
+    assert said[0] == "training on 12 images, from step 0 to 6"
+    assert "made 1 validation images at step 6" in said
+    assert [line["step"] for line in runner.events(job, "checkpoint")] == [2, 4]
+
+
 def test_a_full_training_makes_a_complete_model_of_its_own(runner: Runner, dataset: Dataset) -> None:
     _, result = runner.run(
         train(dataset, method="full", label="red", ema_decay=0.5, mixed_precision="bf16", caption_dropout=0.0)
@@ -298,6 +379,59 @@ def test_a_training_that_is_shut_down_goes_on_elsewhere_to_the_bitwise_same_mode
     resumed, whole = runner.weights("mine"), runner.weights("whole")
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.fixture
+def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+    """`start_worker(name)`: a worker process for trainings; its log is `<name>.log`."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker", "--queues", "diffusion.train"],
+                env={"PATH": os.defpath, "OMP_WAIT_POLICY": "passive", **environment(settings)},
+                cwd=ROOT,
+                stdout=log,
+                stderr=log,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+
+
+@pytest.mark.timeout(900)
+def test_a_training_whose_worker_is_told_to_stop_goes_on_in_another_process_bitwise_equal(
+    runner: Runner,
+    dataset: Dataset,
+    start_worker: Callable[[str], subprocess.Popen[bytes]],
+    eventually: Callable[..., Any],
+) -> None:
+    plan: dict[str, Any] = {"steps": 240, "checkpoint_every": 200, "rank": 2, "ema_decay": 0.9, "lr_schedule": "cosine"}
+    whole = runner.submit(train(dataset, **plan, output_model="whole"))
+    first = start_worker("first")
+    eventually(lambda: runner.get(whole).state is State.SUCCEEDED, 300.0)
+    broken = runner.submit(train(dataset, **plan))
+    eventually(lambda: runner.step_of(broken) >= 10, 300.0)
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(timeout=60) == 0
+    released = runner.get(broken)
+    assert (released.state, released.attempt) == (State.QUEUED, 0)
+    assert released.checkpoint is not None
+    start_worker("second")
+    eventually(lambda: runner.get(broken).state is State.SUCCEEDED, 300.0)
+    done = runner.get(broken)
+    assert done.result is not None
+    assert done.result["resumed_from"] == released.checkpoint["step"] < 200
+    # Weights, average, optimizer, random states, position in the data, losses.
+    assert runner.checkpoint_files(broken, 200) == runner.checkpoint_files(whole, 200)
+    resumed, expected = runner.weights("mine"), runner.weights("whole")
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_an_adapter_of_another_model_is_refused_when_it_runs(

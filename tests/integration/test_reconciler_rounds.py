@@ -17,12 +17,12 @@ import sqlalchemy as sa
 from postgres_outage import Outage
 from sqlalchemy import Engine
 
-from calotype import queue, tables
+from calotype import events, queue, tables
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
 from calotype.errors import DependencyDown
-from calotype.jobs import Job, State
+from calotype.jobs import Job, Progress, State
 from calotype.settings import Settings, environment
 from calotype.tenants import Tenant
 from calotype.workers import WorkerState, list_workers, seen
@@ -39,9 +39,13 @@ class Rings(Doorbell):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.rung: list[str] = []
+        self.announced: list[UUID] = []
 
     def ring(self, queue: str) -> None:
         self.rung.append(queue)
+
+    def announce(self, job_id: UUID) -> None:
+        self.announced.append(job_id)
 
 
 @dataclasses.dataclass
@@ -104,6 +108,31 @@ def lapsed(engine: Engine, make_job: Callable[..., Job], make_worker: Callable[.
         return job
 
     return make
+
+
+def test_whoever_waits_for_a_job_is_told_that_it_was_reaped_or_expired(
+    take_seat: Callable[..., Seat], lapsed: Callable[..., Job], make_job: Callable[..., Job]
+) -> None:
+    reaped, expired = lapsed(), make_job(deadline_seconds=0.001)
+    seat = take_seat()
+    seat.reconciler.round()
+    assert set(seat.rings.announced) == {reaped.id, expired.id}
+
+
+def test_progress_of_jobs_that_ended_long_ago_is_dropped(
+    take_seat: Callable[..., Seat], engine: Engine, make_job: Callable[..., Job], make_worker: Callable[..., UUID]
+) -> None:
+    make_job()
+    with transaction(engine) as conn:
+        job = queue.claim(conn, make_worker(), [QUEUE], 60.0)
+        assert job is not None
+        queue.progress(conn, job.id, job.epoch, Progress(fraction=0.5, step=1, total=2, stage="denoising"))
+        queue.finish(conn, job.id, job.epoch, queue.Outcome(result={}))
+    seat = take_seat(progress_seconds=0.001)
+    seat.reconciler.collect()
+    with transaction(engine) as conn:
+        left = events.list_events(conn, job.tenant_id, job.id).events
+    assert [event.type for event in left] == ["state", "state", "state"]
 
 
 def test_a_lapsed_lease_is_reaped_and_the_queue_rung_for(

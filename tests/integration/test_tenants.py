@@ -86,13 +86,28 @@ def test_names_of_tenants_are_unique_and_plain(engine: Engine, make_tenant: Call
         make_tenant("Acme Inc.")
 
 
-def test_a_limit_can_be_changed_and_lifted(engine: Engine, make_tenant: Callable[..., Tenant]) -> None:
-    make_tenant("acme", max_queued=5)
+def test_weight_and_limits_can_be_changed_and_limits_lifted(
+    engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    made = make_tenant("acme", max_queued=5)
+    assert (made.weight, made.max_queued, made.max_running) == (1.0, 5, None)
     with transaction(engine) as conn:
-        assert tenants.limit_tenant(conn, "acme", max_queued=9).max_queued == 9
-        assert tenants.limit_tenant(conn, "acme", max_queued=None).max_queued is None
+        changed = tenants.change_tenant(conn, "acme", weight=2.5, max_running=3)
+        assert (changed.weight, changed.max_queued, changed.max_running) == (2.5, 5, 3)
+        lifted = tenants.change_tenant(conn, "acme", max_queued=None, max_running=None)
+        assert (lifted.weight, lifted.max_queued, lifted.max_running) == (2.5, None, None)
+        assert tenants.change_tenant(conn, "acme") == lifted == tenants.get_tenant(conn, "acme")
         with pytest.raises(NotFound):
-            tenants.limit_tenant(conn, "nobody", max_queued=2)
+            tenants.change_tenant(conn, "nobody", max_queued=2)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("inf"), float("nan")])
+def test_the_database_refuses_a_weight_that_cannot_share(
+    engine: Engine, make_tenant: Callable[..., Tenant], weight: float
+) -> None:
+    make_tenant("acme")
+    with pytest.raises(sa.exc.IntegrityError, match="tenants_share_check"), transaction(engine) as conn:
+        tenants.change_tenant(conn, "acme", weight=weight)
 
 
 def test_use_is_noted(engine: Engine, tenant: Tenant) -> None:

@@ -493,7 +493,7 @@ def test_a_worker_that_lost_its_lease_stops_and_writes_nothing(
         assert [reaped.id for reaped in queue.reap(conn)] == [job.id]
         taken = queue.claim(conn, other, [worker_handlers.QUEUE], 60.0)
     assert taken is not None
-    eventually(lambda: crew.executor.running is None, 5.0, "the old worker has let go")
+    eventually(lambda: not crew.executor.running, 5.0, "the old worker has let go")
     held = get_job(job.id)
     assert (held.state, held.worker_id, held.epoch) == (State.RUNNING, other, 2)
     assert artifacts(job.id) == []

@@ -1,4 +1,4 @@
-"""A real worker process whose handlers are those of `worker_handlers`: `python worker_process.py NAME`"""
+"""A real worker process whose handlers are those of `worker_handlers`: `python worker_process.py NAME [batch]`"""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from worker.process import WorkerProcess
 from worker.supervisor import Limits
 
 if __name__ == "__main__":
-    HANDLERS[worker_handlers.QUEUE] = worker_handlers.HANDLER
+    batch = sys.argv[2:] == ["batch"]
+    HANDLERS[worker_handlers.QUEUE] = worker_handlers.BATCH_HANDLER if batch else worker_handlers.HANDLER
     settings = load_settings()
     log.configure(settings)
     limits = Limits(timeout_grace_seconds=1.0)

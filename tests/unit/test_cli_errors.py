@@ -104,7 +104,7 @@ def test_an_old_python_is_told_which_one_is_needed(run: Run, monkeypatch: pytest
 def test_help_is_there_for_every_command(run: Run) -> None:
     for command in (
         ("up",), ("demo",), ("submit",), ("submit", "generate"), ("submit", "train"), ("submit", "benchmark"),
-        ("wait",), ("list",), ("show",), ("cancel",), ("retry",), ("download",), ("delete",),
+        ("wait",), ("list",), ("show",), ("logs",), ("cancel",), ("retry",), ("download",), ("delete",),
         ("datasets", "upload"), ("models", "list"), ("queues",), ("workers",), ("tenants", "create"),
         ("keys", "create"), ("keys", "rotate"), ("keys", "revoke"), ("migrate",), ("version",),
     ):  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +19,9 @@ from safetensors import safe_open
 from calotype.errors import JobFailed
 from worker.families.diffusion import lora
 from worker.families.diffusion.data import TrainingSamples
-from worker.families.diffusion.generate import (
-    first_batch_size,
-    generate_images,
-    generate_in_batches,
-    max_prompt_tokens,
-    prompt_tokens,
-)
+from worker.families.diffusion.generate import max_prompt_tokens, prompt_tokens
 from worker.families.diffusion.load import Loaded, lay_on, open_pipeline
+from worker.families.diffusion.sampling import Sampling, Wanted, generate_images, in_parts, sample
 from worker.families.diffusion.stored import save_full_version, stored_dtype
 from worker.families.diffusion.trainer import Trainer, TrainSettings
 
@@ -46,10 +41,22 @@ def loaded(folder: Path) -> Loaded:
     return Loaded(pipeline=pipeline, device=torch.device("cpu"), dtype=torch.float32, t5_tokens=0)
 
 
-def draw(loaded: Loaded, seeds: list[int], prompts: list[str] | None = None, **changes: Any) -> np.ndarray:
-    options = {"width": 32, "height": 32, "steps": 3, "guidance_scale": 3.0} | changes
-    images = generate_images(loaded, prompts or ["red bird"] * len(seeds), seeds, **options)  # type: ignore[arg-type]
-    return np.stack([np.asarray(image).astype(int) for image in images])
+def draw(
+    loaded: Loaded,
+    seeds: list[int],
+    prompts: list[str] | None = None,
+    *,
+    negative_prompt: str = "",
+    init_image: Image.Image | None = None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    **changes: Any,
+) -> np.ndarray:
+    sampling = Sampling(**({"width": 32, "height": 32, "steps": 3, "guidance_scale": 3.0} | changes))
+    wanted = [
+        Wanted(prompt=prompt, negative_prompt=negative_prompt, seed=seed, init_image=init_image)
+        for prompt, seed in zip(prompts or ["red bird"] * len(seeds), seeds, strict=True)
+    ]
+    return np.stack([np.asarray(image).astype(int) for image in sample(loaded, wanted, sampling, on_step)])
 
 
 def trained_adapter(folder: Path, into: Path, seed: int = 1, **options: Any) -> tuple[Path, Callable[[Loaded], Any]]:
@@ -98,9 +105,9 @@ def test_half_precision_as_on_a_gpu_draws_and_takes_adapters(folder: Path, tmp_p
     pipeline = open_pipeline(folder, SD3, torch.bfloat16)  # type: ignore[arg-type]
     half = Loaded(pipeline=pipeline, device=torch.device("cpu"), dtype=torch.bfloat16, t5_tokens=0)
     image = Image.new("RGB", (32, 32), "red")
-    plain = draw(half, [5]), draw(half, [5], init_images=[image], strength=0.5)
+    plain = draw(half, [5]), draw(half, [5], init_image=image, strength=0.5)
     lora.activate(pipeline, [("one", directory, 1.0)])
-    adapted = draw(half, [5]), draw(half, [5], init_images=[image], strength=0.5)
+    adapted = draw(half, [5]), draw(half, [5], init_image=image, strength=0.5)
     for left, right in zip(plain, adapted, strict=True):
         assert np.abs(left - right).mean() > 0.5
 
@@ -127,7 +134,7 @@ def test_every_scheduler_that_can_be_asked_for_runs_and_leaves_nothing_behind(lo
 def test_image_to_image_keeps_more_of_the_image_at_less_strength(loaded: Loaded) -> None:
     image = Image.effect_noise((32, 32), 80).convert("RGB")
     weak, again, strong = (
-        draw(loaded, [5], init_images=[image], strength=strength, steps=10) for strength in (0.1, 0.1, 0.9)
+        draw(loaded, [5], init_image=image, strength=strength, steps=10) for strength in (0.1, 0.1, 0.9)
     )
     rebuilt = loaded.pipeline.vae(loaded.pipeline.image_processor.preprocess(image)).sample
     kept = np.asarray(loaded.pipeline.image_processor.postprocess(rebuilt.detach())[0]).astype(int)
@@ -151,7 +158,7 @@ def test_each_step_is_reported_and_may_stop_the_call(loaded: Loaded) -> None:
 def test_latents_that_are_no_numbers_fail_with_a_stable_code(loaded: Loaded) -> None:
     torch.nn.init.constant_(loaded.pipeline.transformer.proj_out.bias, float("nan"))
     with pytest.raises(JobFailed) as caught:
-        draw(loaded, [5])
+        generate_images(loaded, ["red"], [5], width=32, height=32, steps=3, guidance_scale=3.0)
     assert caught.value.code == "numerical_error"
 
 
@@ -275,32 +282,31 @@ def test_a_pipeline_is_read_without_t5_and_without_pickles(folder: Path, tmp_pat
 
 def test_running_out_of_memory_halves_the_batch_and_loses_no_image() -> None:
     calls: list[list[int]] = []
+    made: list[int] = []
     messages: list[str] = []
 
-    def make(numbers: range) -> list[Image.Image]:
+    def make(numbers: Sequence[int]) -> None:
         calls.append(list(numbers))
         if len(numbers) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [Image.new("RGB", (1, 1), (number, 0, 0)) for number in numbers]
+        made.extend(numbers)
 
-    made = generate_in_batches(7, 7, make, messages.append)
-    assert [image.getpixel((0, 0))[0] for image in made.images] == list(range(7))  # type: ignore[index]
-    assert made.batch_size == 2
+    in_parts(range(7), 7, make, log=messages.append)
+    assert made == list(range(7))
     assert calls == [list(range(7)), [0, 1, 2, 3], [0, 1], [2, 3], [4, 5], [6]]
     assert len(messages) == 2
 
 
+def test_what_nobody_wants_any_more_is_left_out_of_the_next_call() -> None:
+    calls: list[list[int]] = []
+    in_parts(range(6), 2, lambda numbers: calls.append(list(numbers)), wanted=lambda n: n != 3 or not calls)
+    assert calls == [[0, 1], [2, 4], [5]]
+
+
 def test_an_image_that_does_not_fit_alone_fails_with_a_stable_code() -> None:
-    def make(numbers: range) -> list[Image.Image]:
+    def make(numbers: Sequence[int]) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes")
 
     with pytest.raises(JobFailed) as caught:
-        generate_in_batches(2, 2, make)
+        in_parts(range(2), 2, make)
     assert caught.value.code == "out_of_memory"
-
-
-def test_large_images_are_made_fewer_at_once() -> None:
-    assert first_batch_size(64, 64, 64) == 16
-    assert first_batch_size(64, 1024, 1024) == 8
-    assert first_batch_size(64, 4096, 4096) == 1
-    assert first_batch_size(3, 64, 64) == 3

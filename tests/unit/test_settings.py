@@ -34,6 +34,8 @@ def test_values_are_read_by_their_names() -> None:
         ({"CALOTYPE_DATABASE_URL": "mysql://x"}, ["CALOTYPE_DATABASE_URL", "postgresql://"]),
         ({"CALOTYPE_HEARTBEAT_SECONDS": "50"}, ["CALOTYPE_HEARTBEAT_SECONDS", "half"]),
         ({"CALOTYPE_API_CONNECTIONS": "4"}, ["CALOTYPE_API_CONNECTIONS", "exceed"]),
+        ({"CALOTYPE_WEBHOOK_PRIVATE_ADDRESSES": "10.0.0.0/8,here"}, ["CALOTYPE_WEBHOOK_PRIVATE_ADDRESSES", "'here'"]),
+        ({"CALOTYPE_WEBHOOK_PRIVATE_ADDRESSES": "10.0.0.1/8"}, ["host bits"]),
         ({"CALOTYPE_PORT_FILE": "/x"}, ["CALOTYPE_PORT_FILE"]),
         ({"CALOTYPE_API_KEY_FILE": "/no/such/file"}, ["CALOTYPE_API_KEY_FILE", "/no/such/file"]),
     ],
@@ -76,3 +78,9 @@ def test_every_setting_is_documented() -> None:
     for field in dataclasses.fields(Settings):
         assert f"`CALOTYPE_{field.name.upper()}`" in page
         assert field.metadata["doc"] in page
+
+
+def test_networks_are_read_and_survive_the_environment_of_a_child() -> None:
+    read = load_settings({"CALOTYPE_WEBHOOK_PRIVATE_ADDRESSES": " 10.1.0.0/16, fd00::/8,192.0.2.7 "})
+    assert read.webhook_private_addresses == "10.1.0.0/16,fd00::/8,192.0.2.7/32"
+    assert load_settings(environment(read)) == read

@@ -67,7 +67,11 @@ def test_every_example_in_the_schema_is_a_valid_request(model: type[specs.Reques
         (_with(GENERATE, strength=0.5), ("input",), "strength needs init_image"),
         (_with(GENERATE, guidance_scale=float("nan")), ("input", "guidance_scale"), "finite"),
         (_with(GENERATE, prompt=""), ("input", "prompt"), "at least 1 character"),
-        ({**GENERATE, "webhook": {"url": "http://x"}}, ("webhook",), "unknown field"),
+        ({**GENERATE, "webhok": {"url": "https://x"}}, ("webhok",), "did you mean webhook?"),
+        ({**GENERATE, "webhook": {}}, ("webhook", "url"), "is required"),
+        ({**GENERATE, "webhook": {"url": "https://x", "events": []}}, ("webhook", "events"), "known here: url, secret"),
+        ({**GENERATE, "webhook": {"url": "https://u:p@x"}}, ("webhook", "url"), "user or password"),
+        ({**GENERATE, "webhook": {"url": "https://x", "secret": "s"}}, ("webhook", "secret"), "whsec_"),
         ({**GENERATE, "priority": 10}, ("priority",), "less than or equal to 9"),
         ({**GENERATE, "model": "No Such"}, ("model",), "pattern"),
         ({**GENERATE, "metadata": {"a": 1}}, ("metadata", "a"), "string"),
@@ -104,6 +108,24 @@ def test_a_benchmark_needs_different_names() -> None:
     twice = {"family": "diffusion", "model": "a"}
     assert "a name of its own" in _refusal(_with(BENCHMARK, contenders=[twice, twice])).detail
     assert specs.parse(_with(BENCHMARK, contenders=[twice, {**twice, "name": "again"}]))
+
+
+@pytest.mark.parametrize(
+    "webhook", [{"url": "https://x", "secret": "whsec_mine"}, {"url": "https://mine@x"}, {"url": "mine"}, "mine"]
+)
+def test_a_mistake_in_a_webhook_is_told_without_what_was_given(webhook: object) -> None:
+    refusal = _refusal({**GENERATE, "webhook": webhook})
+    assert "mine" not in refusal.detail
+    assert "mine" not in str(refusal.__cause__)
+
+
+def test_a_parsed_webhook_does_not_show_its_secret() -> None:
+    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    parsed = specs.parse({**GENERATE, "webhook": {"url": "https://x", "secret": secret}})
+    assert parsed.webhook is not None and parsed.webhook.secret is not None
+    assert parsed.webhook.secret.get_secret_value() == secret
+    for shown in (repr(parsed), parsed.model_dump_json(), str(parsed.model_dump())):
+        assert secret not in shown
 
 
 def test_a_parsed_request_survives_json() -> None:

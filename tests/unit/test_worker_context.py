@@ -16,6 +16,9 @@ from worker.signals import Signals
 
 
 class Job:
+    id = "the job"
+    queue = "diffusion.train"
+    epoch = 1
     timeout_seconds = 5.0
 
 
@@ -89,3 +92,14 @@ def test_progress_of_nothing_is_no_division_by_zero(ctx: JobContext) -> None:
     ctx.progress(0, 0, "loading")
     assert ctx.signals.unwritten is not None
     assert ctx.signals.unwritten.fraction == 0.0
+
+
+def test_what_a_job_says_and_measures_waits_for_its_events_in_order(
+    ctx: JobContext, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        ctx.log("resumed at step 3")
+    ctx.metrics({"step": 4, "loss": float("nan")})
+    assert caplog.messages == ["resumed at step 3"]
+    with ctx.signals.said.taken(wait=True) as lines:
+        assert lines == [("log", {"message": "resumed at step 3"}), ("metrics", {"step": 4, "loss": None})]

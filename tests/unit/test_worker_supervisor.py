@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from calotype.settings import Settings
-from worker.execution import Running
 from worker.exit import ExitCode
+from worker.members import Member
 from worker.signals import Signals
 from worker.supervisor import Supervisor
 
@@ -42,17 +42,17 @@ def _supervisor(drain: Any, executor: Any) -> Supervisor:
 
 def test_a_loop_that_does_not_go_round_is_ended(left: list[ExitCode]) -> None:
     drain = SimpleNamespace(last_turn=time.monotonic() - 7200)
-    _supervisor(drain, SimpleNamespace(running=None))._round()
+    _supervisor(drain, SimpleNamespace(running=()))._round()
     assert left == [ExitCode.BROKEN]
 
 
 def test_a_loop_whose_long_job_has_just_ended_is_not_taken_for_one_that_hangs(left: list[ExitCode]) -> None:
     job: Any = None
     drain = SimpleNamespace(last_turn=time.monotonic() - 7200)
-    executor = SimpleNamespace(running=Running(job, Signals(shutdown=threading.Event())))
+    executor = SimpleNamespace(running=(Member(job=job, signals=Signals(shutdown=threading.Event())),))
     supervisor = _supervisor(drain, executor)
     supervisor._round()
     # The moment between the end of a job and the loop's next turn.
-    executor.running = None
+    executor.running = ()
     supervisor._round()
     assert left == []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import zipfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from flask import Flask, current_app
 from flask.testing import FlaskClient
 from jsonschema import Draft202012Validator
+from own_redis import Broker
 from PIL import Image
 from sqlalchemy import Engine
 from werkzeug.exceptions import HTTPException
@@ -19,6 +22,7 @@ from werkzeug.test import TestResponse
 
 from api import openapi
 from api.app import create_app
+from api.services import EXTENSION
 from calotype import tenants
 from calotype.artifacts import ObjectStore
 from calotype.database import transaction
@@ -35,6 +39,7 @@ def app(settings: Settings, engine: Engine, store: ObjectStore) -> Iterator[Flas
     app = create_app(settings, engine=engine, store=store, doorbell=doorbell)
     app.test_client_class = ConformingClient
     yield app
+    app.extensions[EXTENSION].watcher.close()
     doorbell.close()
 
 
@@ -78,7 +83,15 @@ def check_conformance(app: Flask, response: TestResponse) -> None:
     content = answers[str(response.status_code)].get("content", {})
     schema = content.get(response.mimetype, {}).get("schema")
     if schema is not None and response.status_code < 400:
-        _validate(schema, response.json, document)
+        for value in _values(response):
+            _validate(schema, value, document)
+
+
+def _values(response: TestResponse) -> list[Any]:
+    """The JSON of an answer: one value, or one a line."""
+    if response.mimetype == "application/x-ndjson":
+        return [json.loads(line) for line in response.text.split("\n") if line]
+    return [response.json]
 
 
 def _validate(schema: dict[str, Any], value: Any, document: dict[str, Any]) -> None:
@@ -149,3 +162,12 @@ def upload(make_archive: Callable[..., bytes]) -> Callable[..., TestResponse]:
         return client.post("/v1/datasets", data={"name": name, "file": (io.BytesIO(archive), "archive.zip")})
 
     return send
+
+
+@pytest.fixture
+def broker(tmp_path: Path) -> Iterator[Broker]:
+    """A Redis of the test's own."""
+    made = Broker(tmp_path)
+    made.start()
+    yield made
+    made.stop()

@@ -32,15 +32,16 @@ def with_key(app: Flask, key: str) -> FlaskClient:
 
 
 def test_a_tenant_is_made_shown_and_changed(admin: FlaskClient) -> None:
-    made = admin.post("/v1/admin/tenants", json={"name": "studio", "max_queued": 10})
+    made = admin.post("/v1/admin/tenants", json={"name": "studio", "max_queued": 10, "weight": 2})
     assert made.status_code == 201
     assert made.headers["Location"] == "/v1/admin/tenants/studio"
     tenant = made.json
     assert tenant is not None
-    assert tenant["max_queued"] == 10
+    assert (tenant["weight"], tenant["max_queued"], tenant["max_running"]) == (2.0, 10, None)
     assert admin.get("/v1/admin/tenants/studio").json == tenant
-    changed = admin.patch("/v1/admin/tenants/studio", json={"max_queued": None}).json
-    assert changed is not None and changed["max_queued"] is None
+    changed = admin.patch("/v1/admin/tenants/studio", json={"max_queued": None, "max_running": 4}).json
+    # What is left out stays.
+    assert changed == {**tenant, "max_queued": None, "max_running": 4}
     assert admin.get("/v1/admin/tenants/studio").json == changed
 
 
@@ -52,11 +53,15 @@ def test_a_wrong_tenant_is_refused(admin: FlaskClient) -> None:
         ({"name": "Studio"}, "name"),
         ({"name": "a", "max_queued": "1"}, "max_queued"),
         ({"name": "a", "max_queued": -1}, "max_queued"),
+        ({"name": "a", "max_running": -1}, "max_running"),
+        ({"name": "a", "weight": 0}, "weight"),
+        ({"name": "a", "weight": None}, "weight"),
         ({"name": "a", "colour": 1}, "colour"),
     ]
     for body, loc in wrong:
         assert problem(admin.post("/v1/admin/tenants", json=body)) == (422, "invalid_request", [loc])
-    assert problem(admin.patch("/v1/admin/tenants/studio", json={}))[2] == ["max_queued"]
+    assert problem(admin.patch("/v1/admin/tenants/studio", json={}))[:2] == (422, "invalid_request")
+    assert problem(admin.patch("/v1/admin/tenants/studio", json={"weight": None}))[2] == ["weight"]
     assert problem(admin.patch("/v1/admin/tenants/studio", json={"name": "other", "max_queued": 1}))[2] == ["name"]
     for name in ("nobody", "%00", "x" * 300):
         assert problem(admin.get(f"/v1/admin/tenants/{name}"))[:2] == (404, "not_found")

@@ -112,7 +112,13 @@ WRONG_REQUESTS: list[tuple[Any, str, str]] = [
     (generate(family="gan"), "family_unavailable", "family"),
     (generate(family="oil"), "invalid_request", "family"),
     (generate(kind="paint"), "invalid_request", "kind"),
-    (generate(webhook={"url": "https://example.org"}), "invalid_request", "webhook"),
+    (generate(webhook={"url": "https://10.0.0.1/hook"}), "invalid_request", "webhook.url"),
+    (generate(webhook={"url": "ftp://example.org"}), "invalid_request", "webhook.url"),
+    (generate(priority=11), "invalid_request", "priority"),
+    (generate(deadline_seconds=-1), "invalid_request", "deadline_seconds"),
+    (generate(timeout_seconds=0), "invalid_request", "timeout_seconds"),
+    (generate(retain_seconds=-1), "invalid_request", "retain_seconds"),
+    (generate(cache="perhaps"), "invalid_request", "cache"),
     (
         {"kind": "benchmark", "input": {"contenders": [], "dataset": "x"}},
         "invalid_request",
@@ -199,7 +205,7 @@ def test_the_same_key_and_body_give_the_same_job(client: FlaskClient, engine: En
 
 def test_a_tenant_at_its_limit_is_told_when_to_try_again(client: FlaskClient, engine: Engine, tenant: Tenant) -> None:
     with transaction(engine) as conn:
-        tenants.limit_tenant(conn, tenant.name, max_queued=1)
+        tenants.change_tenant(conn, tenant.name, max_queued=1)
     assert client.post("/v1/jobs", json=generate()).status_code == 202
     refused = client.post("/v1/jobs", json=generate())
     assert problem(refused)[:2] == (429, "limit_exceeded")

@@ -14,18 +14,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.client import HTTPResponse
 from pathlib import Path
+from uuid import UUID
 
 import httpx
 import psutil
 import pytest
+from api_helpers import generate
 from sqlalchemy import Engine
 
-from calotype import tenants
+from calotype import queue, tenants
 from calotype.artifacts import ObjectStore
 from calotype.database import transaction
 from calotype.jobs import Job
 from calotype.local.process import free_port
 from calotype.settings import Settings, environment
+from calotype.streams import read_events
 from calotype.tenants import Tenant
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -116,6 +119,92 @@ def test_the_process_is_small_also_after_uploads_and_stops_at_once(
     assert time.monotonic() - began < 10
     assert '"route": "/v1/jobs/<job_id>"' in log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+class Waiting:
+    """A client that has asked for something that comes later."""
+
+    def __init__(self, address: Settings, key: str, path: str, accept: str) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", address.port), timeout=60)
+        head = f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: {key}\r\nAccept: {accept}\r\n\r\n"
+        self.socket.sendall(head.encode())
+
+    def answer(self) -> tuple[int, bytes]:
+        """Status and the whole body, when the server has ended it."""
+        response = HTTPResponse(self.socket)
+        response.begin()
+        body = response.read()
+        self.socket.close()
+        return response.status, body
+
+
+def test_two_hundred_waiting_clients_leave_the_others_their_turn(
+    process: psutil.Process,
+    http: httpx.Client,
+    address: Settings,
+    log: Path,
+    tenant: Tenant,
+    eventually: Callable[..., object],
+    make_job: Callable[..., Job],
+    make_model: Callable[..., object],
+) -> None:
+    make_model()
+    jobs = [make_job(tenant_id=tenant.id) for _ in range(10)]
+    key = http.headers["Authorization"]
+    streams = [Waiting(address, key, f"/v1/jobs/{job.id}/events", "text/event-stream") for job in jobs * 10]
+    polls = [Waiting(address, key, f"/v1/jobs/{job.id}?wait=60", "application/json") for job in jobs * 10]
+    eventually(lambda: _said(log, "waiting", granted=True) == len(polls), timeout=60)
+    eventually(lambda: _said(log, "streaming", granted=True) == len(streams), timeout=60)
+
+    with ThreadPoolExecutor(20) as pool:
+        answers = list(pool.map(lambda _: http.post("/v1/jobs", json=generate()).status_code, range(60)))
+    assert set(answers) == {202}
+    sizes = [one.memory_info().rss / MEGABYTE for one in (process, *process.children(recursive=True))]
+    assert sum(sizes) < 200, sizes
+
+    for job in jobs:
+        assert http.post(f"/v1/jobs/{job.id}/cancel").status_code == 200
+    for poll in polls:
+        status, body = poll.answer()
+        assert (status, json.loads(body)["state"]) == (200, "canceled")
+    for stream in streams:
+        status, body = stream.answer()
+        assert status == 200
+        assert [event["data"]["state"] for event in read_events([body])] == ["queued", "canceled"]
+    assert "Traceback" not in log.read_text()
+
+
+def test_a_client_that_is_gone_gives_its_thread_back(
+    process: psutil.Process,
+    http: httpx.Client,
+    address: Settings,
+    log: Path,
+    tenant: Tenant,
+    engine: Engine,
+    eventually: Callable[..., object],
+    make_job: Callable[..., Job],
+    make_worker: Callable[..., UUID],
+) -> None:
+    make_job(tenant_id=tenant.id)
+    with transaction(engine) as conn:
+        job = queue.claim(conn, make_worker(), ["diffusion.generate"], 60)
+    assert job is not None
+    gone = Waiting(address, http.headers["Authorization"], f"/v1/jobs/{job.id}/events", "text/event-stream")
+    eventually(lambda: _said(log, "streaming") == 1)
+    gone.socket.close()
+
+    def told() -> bool:
+        with transaction(engine) as conn:
+            queue.tell(conn, job.id, job.epoch, [("log", {"message": "x" * 1000})])
+        return _said(log, "stream ended") == 1
+
+    eventually(told, timeout=60)
+    assert "Traceback" not in log.read_text()
+
+
+def _said(log: Path, message: str, **extras: object) -> int:
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    return sum(line["message"] == message and extras.items() <= line.items() for line in lines)
 
 
 def test_what_is_no_http_is_answered_as_a_problem(

@@ -1,0 +1,176 @@
+"""Whose turn it is: device time is shared out by weight, whatever the jobs cost and however many wait."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import timedelta
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from queue_floor import GENERATE, TRAIN, Devices, Floor, counted
+from sqlalchemy import Engine
+
+from calotype import queue, tables, tenants
+from calotype.jobs import Job, JobError, Kind
+from calotype.tenants import Tenant
+
+AWAY = JobError(code="dependency_down", title="Dependency down", detail="the hub is away", retryable=True)
+
+
+@pytest.fixture
+def floor(engine: Engine, make_worker: Callable[..., UUID]) -> Floor:
+    worker = make_worker((GENERATE, TRAIN))
+    return Floor(engine, queue.Claimant(worker_id=worker, queues=(GENERATE, TRAIN), lease_seconds=600.0))
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_weights_of_3_to_1_give_device_seconds_of_3_to_1(
+    floor: Floor, make_tenant: Callable[..., Tenant], devices: int
+) -> None:
+    heavy, light = make_tenant(weight=3.0), make_tenant(weight=1.0)
+    # Those of the heavier tenant are longer and less regular: what counts is time, not jobs, and estimates are wrong.
+    dice, lengths = random.Random(5), {heavy.id: (10.0, 130.0), light.id: (20.0, 30.0)}
+    taken: dict[UUID, float] = {}
+
+    def seconds(job: Job) -> float:
+        return taken.setdefault(job.id, dice.uniform(*lengths[job.tenant_id]))
+
+    floor.submit(light, 150)
+    floor.submit(heavy, 150)
+    had = Devices(floor, devices, seconds).run(200)
+    assert sum(had.values()) > 5000
+    assert had[heavy.id] / sum(had.values()) == pytest.approx(0.75, rel=0.05)
+
+
+def test_a_changed_weight_counts_from_the_next_claim(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    one, other = make_tenant("one"), make_tenant("other")
+    floor.submit(one, 30)
+    floor.submit(other, 30)
+    assert min(counted(floor.owners(10)).values()) >= 4
+    floor.do(tenants.change_tenant, "one", weight=3.0)
+    assert counted(floor.owners(20))[one.id] in range(13, 18)
+
+
+def test_a_lone_job_beside_a_thousand_of_another_tenant_is_next(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    many, lone = make_tenant(), make_tenant()
+    floor.submit(many, 1000)
+    floor.owners(3)
+    (job,) = floor.submit(lone)
+    assert floor.take().id == job.id
+
+
+def test_who_comes_back_does_not_live_on_time_that_it_did_not_use(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    busy, back, new = make_tenant(), make_tenant(), make_tenant()
+    floor.submit(back)
+    floor.submit(busy, 40)
+    floor.owners(21)
+    floor.submit(back, 20)
+    floor.submit(new, 20)
+    assert counted(floor.owners(15)) == {busy.id: 5, back.id: 5, new.id: 5}
+
+
+def test_who_used_an_empty_pool_is_not_punished_for_it(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    alone, new = make_tenant(), make_tenant()
+    floor.submit(alone, 10)
+    floor.owners(10)
+    assert floor.share(alone)["idle"]
+    floor.submit(new, 10)
+    floor.owners(2)
+    floor.submit(alone, 10)
+    assert counted(floor.owners(6)) == {alone.id: 3, new.id: 3}
+
+
+def test_a_tenant_that_waits_out_a_backoff_lets_nobody_begin_in_the_past(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    failing, busy, new = make_tenant(), make_tenant(), make_tenant()
+    floor.submit(failing)
+    job = floor.take()
+    floor.left(job, 1.0, queue.fail, AWAY, 3600.0)
+    floor.submit(busy, 30)
+    floor.owners(10)
+    floor.submit(new, 30)
+    assert counted(floor.owners(6)) == {busy.id: 3, new.id: 3}
+    floor.submit(failing, 30)
+    assert counted(floor.owners(9)) == {busy.id: 3, new.id: 3, failing.id: 3}
+
+
+def test_a_tenant_at_its_limit_saves_nothing_up(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    limited, busy = make_tenant("limited", max_running=1), make_tenant("busy")
+    floor.submit(limited, 30)
+    floor.submit(busy, 30)
+    held = [floor.take(), floor.take()]
+    (stuck,) = (job for job in held if job.tenant_id == limited.id)
+    (other,) = (job for job in held if job.tenant_id == busy.id)
+    floor.finish(other)
+    assert set(floor.owners(15)) == {busy.id}
+    floor.finish(stuck)
+    floor.do(tenants.change_tenant, "limited", max_running=None)
+    assert counted(floor.owners(8)) == {limited.id: 4, busy.id: 4}
+
+
+def test_tenants_that_are_all_limited_take_turns(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    crowd = [make_tenant(max_running=1) for _ in range(3)]
+    for tenant in crowd:
+        floor.submit(tenant, 10)
+    assert counted(floor.owners(12)) == {tenant.id: 4 for tenant in crowd}
+
+
+def test_pools_are_shared_out_each_by_itself(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    one, other = make_tenant(), make_tenant()
+    floor.submit(one, 20)
+    floor.owners(6, pool="a")
+    floor.submit(other, 20)
+    assert min(counted(floor.owners(10, pool="b")).values()) >= 4
+
+
+def test_a_tenants_own_jobs_go_by_rank_over_all_queues_and_of_equal_ranks_by_submission(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    tenant = make_tenant()
+    # One transaction, so one time of submission.
+    first = floor.submit(tenant, 5)
+    train = floor.submit(tenant, kind=Kind.TRAIN)
+    urgent = floor.submit(tenant, priority=9)
+    assert len({job.created_at for job in first}) == 1
+    taken = [floor.take().id for _ in range(7)]
+    assert taken == [job.id for job in (*urgent, *first, *train)]
+
+
+def test_a_job_that_is_being_looked_at_is_passed_over_for_the_next_of_its_tenant(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    first, second = floor.submit(make_tenant(), 2)
+    with engine.begin() as conn:
+        conn.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == first.id).with_for_update())
+        assert floor.take().id == second.id
+    assert floor.take().id == first.id
+
+
+def test_a_claim_does_not_wait_for_whoever_names_a_queued_job(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    (job,) = floor.submit(make_tenant())
+    with engine.begin() as conn:
+        conn.execute(sa.select(tables.jobs.c.id).with_for_update(read=True, key_share=True))
+        assert floor.take().id == job.id
+
+
+def test_a_deadline_or_a_backoff_keeps_a_job_from_being_claimed(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    late, resting, good = floor.submit(make_tenant(), 3)
+    now = sa.func.now()
+    for job, values in (
+        (late, {"expires_at": now - timedelta(seconds=1)}),
+        (resting, {"available_at": now + timedelta(seconds=60)}),
+    ):
+        floor.change(job, **values)
+    assert floor.take().id == good.id
+    assert floor.claim().jobs == ()
