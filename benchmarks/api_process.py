@@ -2,59 +2,60 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import subprocess
 import sys
-import time
+from contextlib import ExitStack
 
-import httpx
 import psutil
 
-from benchmarks.services import running
-from calotype.local.modules import module_argv, module_environment
-from calotype.local.process import free_port
-from calotype.settings import environment
+from benchmarks import processes, services
+from benchmarks.calls import Calls
+from benchmarks.figures import megabytes, ratio
+from benchmarks.results import Report, Table, Target
+from benchmarks.scale import Scale
+from benchmarks.systems.own import Calotype
 
 LIMIT = 150e6
-REQUESTS = 300
 BARE = "import flask, gunicorn.app.base, sys; print('ready', flush=True); sys.stdin.read()"
 
 
-def main() -> None:
-    with running() as settings:
-        settings = dataclasses.replace(settings, port=free_port())
-        process = subprocess.Popen(
-            module_argv("api"),
-            env={**module_environment(os.environ), **environment(settings)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        try:
-            _send_requests(f"http://127.0.0.1:{settings.port}")
-            parent = psutil.Process(process.pid)
-            largest = max(one.memory_info().rss for one in [parent, *parent.children(recursive=True)])
-        finally:
-            process.terminate()
-            process.wait(30)
+def main(scale: Scale = Scale.STANDARD) -> Report:
+    requests = scale.pick(25, 300, 1000)
+    with services.running() as stack, ExitStack() as parts:
+        calotype = Calotype(stack, parts)
+        with calotype.calls() as calls:
+            _send(calls, requests)
+        serving = processes.largest_rss(calotype.api)
     bare = _bare_flask()
-    print(f"serving process {largest / 1e6:.0f} MB, bare Flask and gunicorn {bare / 1e6:.0f} MB")
-    print(f"ratio to the limit of {LIMIT / 1e6:.0f} MB: {largest / LIMIT:.2f}; to bare Flask: {largest / bare:.2f}")
+    return Report(
+        title="Memory of an API process",
+        method=f"Resident memory of the serving process after {requests} requests over all kinds of answers, beside "
+        "that of a process which has imported Flask and gunicorn and nothing else.",
+        tables=(
+            Table(
+                title="Resident memory",
+                columns=("process", "memory", "ratio to bare Flask"),
+                rows=(
+                    ("Calotype's API", megabytes(serving), ratio(serving / bare)),
+                    ("bare Flask and gunicorn", megabytes(bare), ratio(1.0)),
+                ),
+            ),
+        ),
+        targets=(
+            Target(
+                what="resident memory of an API process",
+                wanted=f"≤ {megabytes(LIMIT)}",
+                measured=megabytes(serving),
+                met=serving <= LIMIT,
+            ),
+        ),
+    )
 
 
-def _send_requests(url: str) -> None:
-    deadline = time.monotonic() + 60
-    with httpx.Client(base_url=url, timeout=10) as client:
-        while True:
-            try:
-                client.get("/healthz")
-                break
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.1)
-        for path in ("/readyz", "/openapi.json", "/docs", "/v1/jobs", "/metrics") * (REQUESTS // 5):
-            client.get(path)
+def _send(calls: Calls, requests: int) -> None:
+    for _ in range(requests // 5):
+        for path in ("/readyz", "/v1/queues", "/v1/workers", "/v1/jobs", "/v1/models"):
+            calls.get(path).expect(200)
 
 
 def _bare_flask() -> int:
