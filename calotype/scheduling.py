@@ -2,12 +2,12 @@
 
 In this order. *Fair share*: every tenant has a virtual time for each pool of workers, the device-seconds it was given
 over its weight; whose is least comes first (start-time fair queueing: Goyal, Vin and Cheng 1996, with the charge
-estimated at the claim and corrected at the end). A tenant that comes back after a pause starts at the least active
-tenant's time, so that it cannot live on what it did not use. *Static rank*, within a tenant: the time from which a job
-may run, minus a head start for each step of priority. Lower goes first. Because the rank does not change while the job
-waits, waiting longer is the same as moving up (aging), and an index can hold the order; computing the age in ORDER BY
-cannot use one. *Affinity*: a worker may let a job whose model it has loaded pass, for a bounded time and number.
-*Batches*: jobs with an equal key join the chosen one in its call of the model.
+estimated at the claim and corrected at the end). A tenant that comes back after a pause starts at the time that the
+pool has come to, so that it cannot live on what it did not use. *Static rank*, within a tenant: the time from which a
+job may run, minus a head start for each step of priority. Lower goes first. Because the rank does not change while the
+job waits, waiting longer is the same as moving up (aging), and an index can hold the order; computing the age in
+ORDER BY cannot use one. *Affinity*: a worker may let a job whose model it has loaded pass, for a bounded time and
+number. *Batches*: jobs with an equal key join the chosen one in its call of the model.
 """
 
 from __future__ import annotations
@@ -35,18 +35,30 @@ def head_start(priority: int) -> timedelta:
     return priority * PRIORITY_STEP
 
 
-def pool_clock(*, waiting: Iterable[float], running: Iterable[float], known: Iterable[float]) -> float | None:
+def pool_clock(*, waiting: Iterable[float], began: Iterable[float], known: Iterable[float]) -> float | None:
     """The virtual time that a pool has come to: where tenants that come back begin.
 
     It is the least virtual time of the active tenants that have a job to run now (``waiting``): that of the job whose
-    turn is next. Tenants that wait out a backoff or are at their limit do not hold it back. Without such it is the
-    least of those that have something running; in an idle pool the greatest of all that are known, so that nobody pays
-    for having used what nobody else wanted. None: nothing ever ran there.
+    turn is next. Tenants that wait out a backoff or are at their limit do not hold it back.
+
+    While nobody waits it is the time to which turns have come, as in start-time fair queueing: the greatest of
+    ``began``, the virtual times that tenants had when they were last served in turn. The one long job of a tenant that
+    had little before does not turn it back. Given are those of tenants in the :func:`same_line`, and none when none of
+    these has anything running: in an idle pool it is the greatest of all that are known, so that nobody pays for having
+    used what nobody else wanted. None: nothing ever ran there.
     """
-    for least in (min(waiting, default=None), min(running, default=None)):
-        if least is not None:
-            return least
-    return max(known, default=None)
+    least, latest = min(waiting, default=None), max(began, default=None)
+    if least is not None:
+        return least
+    return latest if latest is not None else max(known, default=None)
+
+
+def same_line(served: Iterable[str], queues: Iterable[str]) -> bool:
+    """Whether a tenant last served by a worker of the queues ``served`` competes for one of ``queues``.
+
+    Without a queue in common it does not: who trains on one worker is not measured by who generates on ten others.
+    """
+    return not set(served).isdisjoint(queues)
 
 
 def effective_vtime(vtime: float | None, *, idle: bool, floor: float | None) -> float:

@@ -286,10 +286,12 @@ shares = sa.Table(
     ),
     # Device-seconds over the tenant's weight.
     sa.Column("vtime", sa.Float, nullable=False),
+    # What it was when a job was last claimed in the tenant's turn, before the charge; never more than it is now.
+    sa.Column("began", sa.Float, nullable=False, server_default="0"),
     sa.Column("running", sa.Integer, nullable=False, server_default="0"),
     # Nothing of it could be claimed, for it has nothing to run or is at its limit: it comes back at the pool's clock.
     sa.Column("idle", sa.Boolean, nullable=False, server_default=sa.false()),
-    # The queues that the pool's workers serve.
+    # The queues of the worker that claimed last.
     sa.Column("queues", pg.ARRAY(sa.Text), nullable=False),
     _timestamp("changed_at", now=True),
     sa.CheckConstraint("running >= 0", name="running"),

@@ -17,7 +17,7 @@ from calotype.explain.facts import Account, Rates, Running, ServingWorker, Works
 from calotype.explain.forecast import NOTHING, Interval, Load, Outlook, Rival
 from calotype.explain.reasons import Reason
 from calotype.jobs import Job, State
-from calotype.scheduling import effective_vtime, has_room, pool_clock
+from calotype.scheduling import effective_vtime, has_room, pool_clock, same_line
 
 #: An idle worker that has not looked for work for so long, in seconds, is deaf: it should every few.
 DEAF_SECONDS = 60.0
@@ -154,8 +154,9 @@ class _Waiting:
         ]
         if self._account.vtime is not None and not self._account.idle and _has_room(self._account):
             waiting.append(self._account.vtime)
-        running = (one.vtime for one in everyone if one.vtime is not None and one.running)
-        return pool_clock(waiting=waiting, running=running, known=known)
+        served = [one for one in everyone if same_line(one.queues, self._queues)]
+        began = [one.began for one in served] if any(one.running_here for one in served) else []
+        return pool_clock(waiting=waiting, began=began, known=known)
 
     def _vtime(self, account: Account, clock: float | None) -> float:
         return effective_vtime(account.vtime, idle=account.idle, floor=clock)

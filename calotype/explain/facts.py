@@ -80,6 +80,11 @@ class Account:
     #: None before its first job in the pool.
     vtime: float | None
     idle: bool
+    #: In the pool: its virtual time when its latest turn began, the queues of the worker that served it last, and how
+    #: many of its jobs run.
+    began: float = 0.0
+    queues: Sequence[str] = ()
+    running_here: int = 0
     #: Whether it is on the list of those that may have something waiting for these workers.
     listed: bool = True
 
@@ -147,6 +152,7 @@ def running(conn: sa.Connection, tenant_id: UUID, workers: Iterable[UUID]) -> li
 
 _ACCOUNT = """
 SELECT t.id AS tenant_id, t.weight, t.max_running, s.vtime, coalesce(s.idle, true) AS idle,
+    coalesce(s.began, 0) AS began, coalesce(s.queues, '{}') AS queues, coalesce(s.running, 0) AS running_here,
     (SELECT coalesce(sum(r.running), 0) FROM shares r WHERE r.tenant_id = t.id)::int AS running
 """
 _OWN_ACCOUNT = sa.text(f"""

@@ -41,6 +41,8 @@ settled AS (
     UPDATE shares s SET
         running = greatest(s.running - left_there.jobs, 0),
         vtime = s.vtime + left_there.seconds / left_there.weight - left_there.charged,
+        -- A turn that came after too high an estimate began earlier than it seemed.
+        began = least(s.began, s.vtime + left_there.seconds / left_there.weight - left_there.charged),
         idle = s.idle OR (s.running <= left_there.jobs AND NOT {_WAITS}),
         changed_at = now()
     FROM (SELECT pool, tenant_id, m.weight, count(*) AS jobs, sum(g.seconds) AS seconds, sum(g.charged) AS charged

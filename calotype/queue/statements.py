@@ -33,7 +33,8 @@ _HAS_SHARE = "EXISTS (SELECT FROM shares s WHERE s.pool = :pool AND s.tenant_id 
 # `clock` is the time that the pool has come to (calotype.scheduling.pool_clock): where those who come back begin.
 LOOK = sa.text(f"""
 WITH {_OPEN},
-pool_shares AS MATERIALIZED (SELECT tenant_id, vtime, running, idle FROM shares WHERE pool = :pool),
+pool_shares AS MATERIALIZED (
+    SELECT tenant_id, vtime, began, running, idle, queues FROM shares WHERE pool = :pool),
 waiting AS MATERIALIZED (
     SELECT tq.tenant_id, array_agg(tq.queue) AS queues FROM tenant_queues tq JOIN open_queues o ON o.queue = tq.queue
     WHERE tq.tenant_id <> ALL (CAST(:in_vain AS uuid[])) GROUP BY tq.tenant_id),
@@ -49,7 +50,7 @@ clock AS MATERIALIZED (SELECT coalesce(
                 SELECT FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = c.tenant_id AND {_RUNNABLE} LIMIT 1) AS one
             LIMIT 1) AS has_one
         LIMIT 1),
-    (SELECT min(vtime) FROM pool_shares WHERE running > 0),
+    (SELECT max(began) FROM pool_shares WHERE queues && CAST(:queues AS text[]) HAVING bool_or(running > 0)),
     (SELECT max(vtime) FROM pool_shares),
     0) AS vtime),
 walk AS MATERIALIZED (
@@ -135,8 +136,11 @@ _MEMBERS = f"""
 
 _NOBODY = "SELECT * FROM first WHERE false"
 
+# The tenant's virtual time, raised to the pool's clock (calotype.scheduling.effective_vtime).
+_EFFECTIVE = "CASE WHEN s.idle THEN greatest(s.vtime, :clock) ELSE s.vtime END"
 
-def _take(first: str, *, alone: bool) -> sa.TextClause:
+
+def _take(first: str, *, alone: bool, in_turn: bool) -> sa.TextClause:
     """Moves the first job that ``first`` names and is still to be had, with its batch, and charges the tenants.
 
     The shares of the tenants are locked. Jobs that somebody else has locked are passed over. A job that is ``alone``
@@ -144,6 +148,8 @@ def _take(first: str, *, alone: bool) -> sa.TextClause:
     """
     tenants = "t.id = :tenant_id" if alone else "t.id = ANY (CAST(:tenants AS uuid[]))"
     place = "1" if alone else "array_position(CAST(:members AS uuid[]), id)"
+    # Of those who share the call only the first has its turn; nobody has, when it is passed over for a loaded model.
+    began = f"CASE WHEN s.tenant_id = :tenant_id THEN {_EFFECTIVE} ELSE s.began END" if in_turn else "s.began"
     return sa.text(f"""
 WITH {_OPEN},
 rooms AS MATERIALIZED (SELECT t.id AS tenant_id, t.weight, {_ROOM} AS room FROM tenants t WHERE {tenants}),
@@ -161,7 +167,8 @@ taken AS MATERIALIZED (
     FROM counted c JOIN rooms r ON r.tenant_id = c.tenant_id WHERE r.room IS NULL OR c.nth <= r.room),
 charged AS (
     UPDATE shares s SET
-        vtime = due.charge + CASE WHEN s.idle THEN greatest(s.vtime, :clock) ELSE s.vtime END,
+        vtime = due.charge + {_EFFECTIVE},
+        began = {began},
         running = s.running + due.jobs,
         -- At its limit it waits of its own accord, and does not save up time meanwhile.
         idle = coalesce(due.room <= due.jobs, false),
@@ -186,7 +193,7 @@ SELECT * FROM moved ORDER BY place
 
 #: By whether the tenant's best-ranked job is wanted or the one that was looked at, and whether it is alone.
 TAKE = {
-    (in_turn, alone): _take(_FIRST_OF_TENANT if in_turn else _FIRST_SEEN, alone=alone)
+    (in_turn, alone): _take(_FIRST_OF_TENANT if in_turn else _FIRST_SEEN, alone=alone, in_turn=in_turn)
     for in_turn in (True, False)
     for alone in (True, False)
 }

@@ -167,6 +167,8 @@ class _Simulation:
         device.affinity.note(now, passed=choice.passed)
         total = sum(job.spec.units for job in choice.jobs)
         clock = self._world.clock(device)
+        if not choice.passed:
+            self._world.begin_turn(device.spec.pool, choice.jobs[0].spec.tenant, clock)
         for job in choice.jobs:
             job.batch_jobs = len(choice.jobs)
             part = job.spec.units / total

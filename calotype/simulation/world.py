@@ -18,6 +18,7 @@ from calotype.scheduling import (
     has_room,
     head_start,
     pool_clock,
+    same_line,
 )
 from calotype.simulation.trace import Trace, TraceJob, TraceTenant, TraceWorker
 
@@ -132,8 +133,12 @@ class Share:
 
     #: None before its first job there.
     vtime: float | None = None
+    #: What it was when a job was last taken in the tenant's turn, before the charge.
+    began: float = 0.0
     running: int = 0
     idle: bool = True
+    #: Of the worker that took a job last.
+    queues: Sequence[str] = ()
 
 
 @dataclass(eq=False, kw_only=True)
@@ -205,8 +210,9 @@ class World:
             for name, vtime in known.items()
             if not shares[name].idle and self.has_room(name) and self.waiting.of(name, queues)
         )
-        running = (vtime for name, vtime in known.items() if shares[name].running)
-        return pool_clock(waiting=waiting, running=running, known=known.values())
+        served = [share for share in shares.values() if same_line(share.queues, queues)]
+        began = [share.began for share in served] if any(share.running for share in served) else []
+        return pool_clock(waiting=waiting, began=began, known=known.values())
 
     def vtime(self, pool: str, tenant: str, clock: float | None) -> float:
         """The tenant's effective virtual time."""
@@ -227,12 +233,17 @@ class World:
         rates = (self.rates.get((spec.queue, spec.model)), self.rates.get((spec.queue, ANY_MODEL)))
         return estimate_seconds(work_of(spec), spec.kind, rates)
 
+    def begin_turn(self, pool: str, tenant: str, clock: float | None) -> None:
+        """The tenant is served because it is its turn; before its job is taken."""
+        self.shares[pool][tenant].began = self.vtime(pool, tenant, clock)
+
     def take(self, device: Device, job: SimJob, part: float, now: float, clock: float | None) -> None:
         """The claim: running, and charged by estimate."""
         pool, tenant = device.spec.pool, job.spec.tenant
         share = self.shares[pool][tenant]
         job.charged = charge(self.estimate(job), self.tenants[tenant].weight)
         share.vtime = self.vtime(pool, tenant, clock) + job.charged
+        share.queues = device.spec.queues
         share.running += 1
         self.running[tenant] += 1
         # At its limit it waits of its own accord, and does not save up time meanwhile.
@@ -247,6 +258,8 @@ class World:
         tenant = job.spec.tenant
         share = self.shares[job.pool][tenant]
         share.vtime = (share.vtime or 0.0) + charge(seconds, self.tenants[tenant].weight) - job.charged
+        # A turn that came after too high an estimate began earlier than it seemed.
+        share.began = min(share.began, share.vtime)
         share.running -= 1
         self.running[tenant] -= 1
         job.gpu_seconds += seconds

@@ -110,6 +110,7 @@ STATEMENTS = (
         pool TEXT NOT NULL,
         tenant_id UUID NOT NULL,
         vtime FLOAT NOT NULL,
+        began FLOAT DEFAULT '0' NOT NULL,
         running INTEGER DEFAULT '0' NOT NULL,
         idle BOOLEAN DEFAULT false NOT NULL,
         queues TEXT[] NOT NULL,

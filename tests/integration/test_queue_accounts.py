@@ -78,6 +78,16 @@ def test_every_way_out_of_a_workers_hands_settles(floor: Floor, owner: Tenant, w
     assert (day.jobs, day.images) == (int(way in ("fail", "cancel")), 0)
 
 
+def test_a_turn_that_came_after_too_high_an_estimate_began_earlier_than_it_seemed(floor: Floor, owner: Tenant) -> None:
+    floor.submit(owner, 2, kind=Kind.TRAIN)
+    first, second = floor.take(), floor.take()
+    assert floor.share(owner)["began"] == first.charged
+    for job in (first, second):
+        floor.left(job, 10.0, queue.fail, WRONG)
+    share = floor.share(owner)
+    assert share["vtime"] == pytest.approx(10.0, abs=5.0) and share["began"] == share["vtime"]
+
+
 def test_device_time_of_all_attempts_is_added_up(floor: Floor, owner: Tenant) -> None:
     floor.submit(owner)
     first = floor.take()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 
 from calotype import queue, tables
-from calotype.jobs import Family, Job, Kind
+from calotype.jobs import Family, Kind
 from calotype.queue import Claimant
 from calotype.scheduling import (
     Rate,
@@ -25,6 +25,7 @@ from calotype.scheduling import (
     fill_batch,
     has_room,
     pool_clock,
+    same_line,
     turn,
 )
 
@@ -38,6 +39,9 @@ class Share:
     vtime: float
     running: int
     idle: bool
+    began: float = 0.0
+    #: Of the worker that served it last.
+    queues: tuple[str, ...] = tuple(QUEUES)
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ class World:
 
 
 SHARES = st.builds(
-    Share, vtime=st.sampled_from([0.0, 1.0, 1.0, 2.5, 7.0]), running=st.integers(0, 2), idle=st.booleans()
+    Share,
+    vtime=st.sampled_from([0.0, 1.0, 1.0, 2.5, 7.0]),
+    running=st.integers(0, 2),
+    idle=st.booleans(),
+    began=st.sampled_from([0.0, 0.5, 2.0, 4.0]),
+    queues=st.sampled_from([tuple(QUEUES), tuple(QUEUES), ("diffusion.generate",), ("diffusion.train",)]),
 )
 OWNERS = st.builds(
     Owner,
@@ -160,10 +169,15 @@ def _clock(world: World, waiting: set[int]) -> float:
     shares = {n: owner.share for n, owner in enumerate(world.owners) if owner.share is not None}
     clock = pool_clock(
         waiting=[share.vtime for n, share in shares.items() if n in waiting and not share.idle],
-        running=[share.vtime for share in shares.values() if share.running],
+        began=_began(world, shares.values()),
         known=[share.vtime for share in shares.values()],
     )
     return clock or 0.0
+
+
+def _began(world: World, shares: Iterable[Share]) -> list[float]:
+    served = [share for share in shares if same_line(share.queues, world.queues)]
+    return [share.began for share in served] if any(share.running for share in served) else []
 
 
 def _turn(world: World, number: int, clock: float) -> tuple[Any, ...]:
@@ -224,7 +238,7 @@ def _write(conn: sa.Connection, world: World) -> None:
         ],
     )
     here = [
-        {"pool": POOL, "tenant_id": _id(n), "queues": sorted(QUEUES), **vars(owner.share)}
+        {"pool": POOL, "tenant_id": _id(n), **vars(owner.share), "queues": list(owner.share.queues)}
         for n, owner in owners
         if owner.share is not None
     ]
@@ -299,6 +313,23 @@ def _world(owners: Sequence[Owner]) -> World:
 
 #: A tenant at its limit, though its time is the least, does not hold the clock back for the new one.
 LIMITED = _world([_owner(Share(1.0, 1, idle=False), 1), _owner(Share(7.0, 0, idle=False)), _owner(None)])
+#: While nobody else waits, a job that began long ago does not turn the clock back for who comes, nor does one of other
+#: workers, with other queues, put it forward.
+LONG_JOB = World(
+    [
+        _owner(Share(1.0, 1, idle=False, began=0.5)),
+        _owner(Share(9.0, 0, idle=True, began=7.0)),
+        _owner(Share(99.0, 1, idle=False, began=98.0, queues=("diffusion.train",))),
+        _owner(None),
+    ],
+    [_plain(3)],
+    {},
+    frozenset(),
+    frozenset({"diffusion.generate"}),
+    frozenset(),
+    may_pass=False,
+    most_units=1,
+)
 #: At the clock who comes back goes first, even when it has something running.
 COMES_BACK = _world([_owner(Share(2.5, 0, idle=False)), _owner(Share(2.5, 1, idle=True))])
 
@@ -306,6 +337,7 @@ COMES_BACK = _world([_owner(Share(2.5, 0, idle=False)), _owner(Share(2.5, 1, idl
 @given(world=worlds())
 @example(world=LIMITED)
 @example(world=COMES_BACK)
+@example(world=LONG_JOB)
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_claim_takes_and_charges_what_the_rules_say(
     conn: sa.Connection, make_claimant: Callable[[], Claimant], world: World
@@ -321,22 +353,25 @@ def test_a_claim_takes_and_charges_what_the_rules_say(
     expected = choose(world)
     claimed = queue.claim_batch(conn, claimant)
     got = [(job.id, pytest.approx(job.charged)) for job in claimed.jobs]
-    after = _shares(conn)
+    vtime, began = _shares(conn, "vtime"), _shares(conn, "began")
     conn.rollback()
     assert [(_id(n), charged) for n, charged in expected.charges] == got
     assert claimed.passed == expected.passed
-    assert after == pytest.approx(_expected_shares(world, expected, claimed.jobs))
+    expected_vtime, expected_began = _expected_shares(world, expected)
+    assert vtime == pytest.approx(expected_vtime)
+    assert began == pytest.approx(expected_began)
 
 
-def _shares(conn: sa.Connection) -> dict[UUID, float]:
+def _shares(conn: sa.Connection, column: str) -> dict[UUID, float]:
     table = tables.shares
-    rows = conn.execute(sa.select(table.c.tenant_id, table.c.vtime).where(table.c.pool == POOL))
-    return {row.tenant_id: row.vtime for row in rows}
+    rows = conn.execute(sa.select(table.c.tenant_id, table.c[column]).where(table.c.pool == POOL))
+    return {row.tenant_id: row[1] for row in rows}
 
 
-def _expected_shares(world: World, chosen: Chosen, jobs: Sequence[Job]) -> dict[UUID, float]:
-    """Who was idle starts at the pool's clock; who got something is charged for it."""
+def _expected_shares(world: World, chosen: Chosen) -> tuple[dict[UUID, float], dict[UUID, float]]:
+    """Who was idle starts at the pool's clock; who got something is charged for it, and had its turn if it is first."""
     after = {_id(n): owner.share.vtime for n, owner in enumerate(world.owners) if owner.share is not None}
+    began = {_id(n): owner.share.began for n, owner in enumerate(world.owners) if owner.share is not None}
     runnable = {job.owner for job in world.jobs if job.may_run == "now" and job.queue in world.queues - world.paused}
     clock = _clock(world, {owner for owner in runnable if _room(world, owner, 0)})
     due: dict[int, float] = {}
@@ -346,8 +381,12 @@ def _expected_shares(world: World, chosen: Chosen, jobs: Sequence[Job]) -> dict[
     for owner, charged in due.items():
         share = world.owners[owner].share
         own, idle = (share.vtime, share.idle) if share else (None, True)
-        after[_id(owner)] = effective_vtime(own, idle=idle, floor=clock) + charged
-    return after
+        before = effective_vtime(own, idle=idle, floor=clock)
+        after[_id(owner)] = before + charged
+        began.setdefault(_id(owner), 0.0)
+        if not chosen.passed and owner == world.jobs[chosen.charges[0][0]].owner:
+            began[_id(owner)] = before
+    return after, began
 
 
 @pytest.fixture

@@ -86,6 +86,38 @@ def test_who_used_an_empty_pool_is_not_punished_for_it(floor: Floor, make_tenant
     assert counted(floor.owners(6)) == {alone.id: 3, new.id: 3}
 
 
+def test_one_long_job_that_began_long_ago_lets_nobody_begin_in_the_past(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    research, shop, bulk = make_tenant(), make_tenant(), make_tenant()
+    floor.submit(research, kind=Kind.TRAIN)
+    training = floor.take()
+    floor.submit(shop, 20)
+    floor.owners(20)
+    assert floor.share(research)["vtime"] < floor.share(shop)["vtime"] / 2
+    # Nobody else has anything to run when it comes.
+    floor.submit(bulk, 30)
+    floor.owners(1)
+    floor.submit(shop, 10)
+    assert counted(floor.owners(10)) == {bulk.id: 5, shop.id: 5}
+    floor.finish(training)
+
+
+def test_a_newcomer_is_measured_by_those_it_competes_with(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    busy, trains, new = make_tenant(), make_tenant(), make_tenant()
+    floor.submit(trains, kind=Kind.TRAIN)
+    training = floor.take(queues=(TRAIN,))
+    # Who has other workers to itself is given far more meanwhile.
+    floor.submit(busy, 30)
+    floor.owners(30, queues=(GENERATE,))
+    floor.submit(new, 20, kind=Kind.TRAIN)
+    floor.owners(1, queues=(TRAIN,))
+    floor.submit(trains, 20, kind=Kind.TRAIN)
+    # The training that runs is charged with 600 s, six of the newcomer's.
+    assert counted(floor.owners(15, queues=(TRAIN,)))[new.id] in range(9, 12)
+    floor.finish(training)
+
+
 def test_a_tenant_that_waits_out_a_backoff_lets_nobody_begin_in_the_past(
     floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
 ) -> None:

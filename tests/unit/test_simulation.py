@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_virtual_time_comes_to_what_was_measured(given: Trace) -> None:
     result = simulate(given)
     for pool, shares in result.world.shares.items():
         for name, share in shares.items():
+            assert share.began <= (share.vtime or 0.0) + 1e-6
             used = sum(one.gpu_seconds for one in result.world.jobs if one.spec.tenant == name and one.pool == pool)
             several = {one.attempt > 1 for one in result.world.jobs if one.spec.tenant == name}
             if True not in several:
@@ -288,6 +290,50 @@ def test_who_is_away_for_a_while_is_not_overtaken_by_newcomers_that_used_nothing
     result = simulate(trace([*long_history, *burst, *back]))
 
     assert starts(result, "old")[-1] - 1205.0 <= 10.0
+
+
+def waits(result: Result, tenant: str, since: float = 0.0) -> list[float]:
+    mine = [one for one in result.world.jobs if one.spec.tenant == tenant and one.spec.t >= since]
+    return [one.started_at - one.spec.t for one in mine if one.started_at is not None]
+
+
+def test_one_long_training_that_began_long_ago_lets_no_newcomer_begin_in_the_past() -> None:
+    history = [job(10.0 * number, "shop") for number in range(200)]
+    training = job(500.0, "research", 7200.0, queue=TRAIN)
+    # It comes while only the training runs, whose tenant had little before.
+    burst = [job(2100.0, "bulk") for _ in range(400)]
+    back = [job(2105.0 + 60.0 * number, "shop") for number in range(20)]
+
+    result = simulate(trace([*history, training, *burst, *back], 2))
+
+    assert len(waits(result, "shop", 2100.0)) == 20
+    assert max(waits(result, "shop", 2100.0)) <= 10.0
+
+
+@pytest.mark.parametrize("queues", [[TRAIN], [TRAIN, GENERATE]], ids=["apart", "both"])
+def test_who_waits_sets_the_clock_though_others_had_more_on_workers_of_their_own(queues: list[str]) -> None:
+    crowd = [job(5.0 * number, "crowd", 20.0) for number in range(2000)]
+    trains = [job(1.0, "trains", 600.0, queue=TRAIN) for _ in range(25)]
+    new = job(5000.0, "new", 60.0, queue=TRAIN)
+    six = [TraceWorker(name=f"g{number}", queues=[GENERATE]) for number in range(6)]
+    given = trace([*crowd, *trains, new])
+
+    result = simulate(replace(given, workers=[*six, TraceWorker(name="t", queues=queues)]))
+
+    assert max(waits(result, "new")) <= 600.0
+
+
+def test_while_nobody_waits_a_newcomer_is_not_measured_by_who_has_workers_of_its_own() -> None:
+    crowd = [job(5.0 * number, "crowd", 20.0) for number in range(2000)]
+    trains = [job(1.0, "trains", 7200.0, queue=TRAIN), *[job(5050.0, "trains", 600.0, queue=TRAIN) for _ in range(10)]]
+    new = [job(5000.0, "new", 60.0, queue=TRAIN) for _ in range(10)]
+    six = [TraceWorker(name=f"g{number}", queues=[GENERATE]) for number in range(6)]
+    two = [TraceWorker(name=f"t{number}", queues=[TRAIN]) for number in range(2)]
+
+    result = simulate(replace(trace([*crowd, *trains, *new]), workers=[*six, *two]))
+
+    # Its own jobs, and one training.
+    assert max(waits(result, "new")) <= 10 * 60.0 + 600.0
 
 
 @thorough
