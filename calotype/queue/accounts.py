@@ -143,9 +143,12 @@ def observe(conn: sa.Connection, job: Job, seconds: float) -> None:
     keys = sorted({job.model_key or ANY_MODEL, ANY_MODEL})
     rows = conn.execute(_LOCK_RATES, {"queue": job.queue, "keys": keys}).mappings()
     known = {row["model_key"]: _rate(row).observe(per_work) for row in rows}
-    first = Rate(jobs=1, mean=per_work, variance=0.0)
     _write_rates(conn, _UPDATE_RATES, job.queue, known)
-    _write_rates(conn, _INSERT_RATES, job.queue, {key: first for key in keys if key not in known})
+    if len(known) < len(keys):
+        # Not what was passed over above: inserting that would wait for the one who has it, a deadlock in the making.
+        first = Rate(jobs=1, mean=per_work, variance=0.0)
+        missing = [key for key in keys if rate(conn, job.queue, key) is None]
+        _write_rates(conn, _INSERT_RATES, job.queue, dict.fromkeys(missing, first))
 
 
 def rate(conn: sa.Connection, queue: str, model_key: str) -> Rate | None:

@@ -86,9 +86,7 @@ def test_names_of_tenants_are_unique_and_plain(engine: Engine, make_tenant: Call
         make_tenant("Acme Inc.")
 
 
-def test_weight_and_limits_can_be_changed_and_limits_lifted(
-    engine: Engine, make_tenant: Callable[..., Tenant]
-) -> None:
+def test_weight_and_limits_can_be_changed_and_limits_lifted(engine: Engine, make_tenant: Callable[..., Tenant]) -> None:
     made = make_tenant("acme", max_queued=5)
     assert (made.weight, made.max_queued, made.max_running) == (1.0, 5, None)
     with transaction(engine) as conn:
