@@ -165,6 +165,8 @@ def test_ctrl_c_while_waiting_leaves_the_job_and_says_how_to_follow_it(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that runs the tests in the background has them, and what they start, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert waiting.stderr is not None
     # It has connected once it tells of the job.
