@@ -29,22 +29,6 @@ def _text(value: str) -> str:
     return value
 
 
-def _flag(value: str) -> bool:
-    known = {
-        "1": True,
-        "true": True,
-        "yes": True,
-        "on": True,
-        "0": False,
-        "false": False,
-        "no": False,
-        "off": False,
-    }
-    if value.lower() not in known:
-        raise ValueError("must be true or false")
-    return known[value.lower()]
-
-
 def _positive(value: str) -> float:
     number = float(value)
     if not 0 < number < float("inf"):

@@ -90,7 +90,7 @@ UPDATE rates r SET jobs = w.jobs, mean = w.mean, variance = w.variance, changed_
 FROM {_WRITTEN} WHERE r.queue = :queue AND r.model_key = w.model_key
 """)  # noqa: S608 - fixed texts
 
-# Of which nothing is known, or which somebody else has locked: those stay as they are.
+# Of which nothing is known; one that another job has just made stays as it is.
 _INSERT_RATES = sa.text(f"""
 INSERT INTO rates (queue, model_key, jobs, mean, variance) SELECT :queue, w.* FROM {_WRITTEN} ORDER BY model_key
 ON CONFLICT ON CONSTRAINT rates_pkey DO NOTHING
@@ -134,7 +134,7 @@ def note_idle(conn: sa.Connection, tenant_id: UUID | None = None) -> None:
 
 
 def observe(conn: sa.Connection, job: Job, seconds: float) -> None:
-    """Learns from a job that succeeded in one go how long such jobs take.
+    """Learns from a job that succeeded in one go how long such jobs take; ``seconds`` are device-seconds.
 
     Rates that another job is teaching at this moment are left to it: jobs of one queue do not wait for each other's
     commits for the sake of a statistic.
@@ -160,7 +160,7 @@ def rate(conn: sa.Connection, queue: str, model_key: str) -> Rate | None:
 
 
 def estimate(conn: sa.Connection, job: Job) -> float:
-    """Device-seconds that a job will take."""
+    """Device-seconds that a job will take, by :func:`calotype.scheduling.estimate_seconds`."""
     table = tables.rates
     keys = [job.model_key or ANY_MODEL, ANY_MODEL]
     statement = sa.select(table).where(table.c.queue == job.queue, table.c.model_key.in_(keys))
