@@ -1,0 +1,12 @@
+"""GANs: images in one pass of the network.
+
+::
+
+    networks/   generators and discriminators, written from their papers
+    augment/    what the discriminator sees in place of the images; ada.py says how often
+    losses.py   what both are trained to do, and gradient penalties
+    schedule.py settings that change as training goes on
+    ema.py      the running mean of the generator
+    collapse.py        the watch for mode collapse; collapse_plot.py its curve
+    pickle_import.py   official StyleGAN3 files, read as data by pickle_machine.py and pickle_names.py
+"""
