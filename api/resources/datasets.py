@@ -36,7 +36,8 @@ ARCHIVE = UploadBody(
     fields={"name": "What you call the dataset."},
     file=(
         "file",
-        "A zip or tar of images, with `metadata.jsonl` (`file_name`, `text`, `label`) or one folder a label.",
+        "A zip or tar of images, with `metadata.jsonl` (`file_name`, `text`, `label`), with `dataset.json` (`labels`) "
+        "or with one folder a label.",
     ),
 )
 

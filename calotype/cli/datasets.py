@@ -19,7 +19,7 @@ def upload(
     archive: Annotated[
         Path,
         typer.Argument(
-            help="A zip or tar of images, perhaps with metadata.jsonl (file_name, text, label).",
+            help="A zip or tar of images, perhaps with metadata.jsonl (file_name, text, label) or dataset.json.",
             exists=True,
             dir_okay=False,
             readable=True,

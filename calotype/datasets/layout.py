@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from calotype.archive import printable, refusal
-from calotype.datasets import metadata
+from calotype.datasets import dataset_json, metadata
 from calotype.datasets.images import ImageFacts
 
 #: Files that describe the images, by their base name.
-DOCUMENTS = frozenset({metadata.FILE_NAME})
+DOCUMENTS = frozenset({metadata.FILE_NAME, dataset_json.FILE_NAME})
 #: Licences and notices travel with the images they speak of.
 NOTICE = re.compile(r"(README|LICEN[CS]E|NOTICE|COPYING|ATTRIBUTION)(\.(md|txt))?", re.IGNORECASE)
 MAX_NOTICE_BYTES = 1 << 20
@@ -72,15 +72,13 @@ def arrange(contents: Contents) -> tuple[list[Sample], dict[str, bytes]]:
 
 def described(contents: Contents, root: str) -> list[Sample] | None:
     """``metadata.jsonl`` beside or above the images says everything; every image has its line."""
-    found = [name for name in contents.documents if posixpath.basename(name) == metadata.FILE_NAME]
-    if not found:
+    top = _document(contents, root, metadata.FILE_NAME)
+    if top is None:
         return None
-    top = posixpath.join(root, metadata.FILE_NAME)
-    misplaced = next((name for name in found if name != top), None)
-    if misplaced is not None:
-        remedy = "One metadata.jsonl at the top describes all images, subfolders included."
-        raise refusal("metadata_invalid", misplaced, "lies in a subfolder", remedy)
-    samples = [_described(line, contents, root) for line in metadata.parse(contents.documents[top])]
+    if len(contents.documents) > 1:
+        problem = f"and {metadata.FILE_NAME} both describe the images"
+        raise refusal("layout_unclear", dataset_json.FILE_NAME, problem, "Keep one of the two.")
+    samples = [_described(line, contents, root) for line in metadata.parse(top)]
     silent = contents.images.keys() - {sample.source for sample in samples}
     if silent:
         raise refusal(
@@ -88,6 +86,26 @@ def described(contents: Contents, root: str) -> list[Sample] | None:
             min(silent),
             f"has no line in {metadata.FILE_NAME}",
             'Add one ({"file_name": "…"} is enough), or remove the image.',
+        )
+    return samples
+
+
+def labelled(contents: Contents, root: str) -> list[Sample] | None:
+    """``dataset.json`` above the images, as NVIDIA's GAN tools write it: folders are numbers there, not classes."""
+    top = _document(contents, root, dataset_json.FILE_NAME)
+    if top is None:
+        return None
+    entries = dataset_json.parse(top)
+    if entries is None:
+        return plain(contents, root)
+    samples = [_labelled(entry, contents, root) for entry in entries]
+    silent = contents.images.keys() - {sample.source for sample in samples}
+    if silent:
+        raise refusal(
+            "metadata_invalid",
+            min(silent),
+            f"has no label in {dataset_json.FILE_NAME}",
+            'Add one, remove the image, or write {"labels": null} to have no labels at all.',
         )
     return samples
 
@@ -123,7 +141,30 @@ def plain(contents: Contents, root: str) -> list[Sample] | None:
 
 Layout = Callable[[Contents, str], "list[Sample] | None"]
 #: In the order in which they are tried; the last takes anything.
-LAYOUTS: tuple[Layout, ...] = (described, folders, plain)
+LAYOUTS: tuple[Layout, ...] = (described, labelled, folders, plain)
+
+
+def _document(contents: Contents, root: str, base: str) -> bytes | None:
+    """The description file of that name; None when there is none."""
+    top = posixpath.join(root, base)
+    for name in contents.documents:
+        if posixpath.basename(name) == base and name != top:
+            remedy = f"One {base} at the top describes all images, subfolders included."
+            raise refusal("metadata_invalid", name, "lies in a subfolder", remedy)
+    return contents.documents.get(top)
+
+
+def _labelled(entry: dataset_json.Entry, contents: Contents, root: str) -> Sample:
+    source = posixpath.join(root, entry.file_name)
+    facts = contents.images.get(source)
+    if facts is None:
+        raise refusal(
+            "missing_image",
+            entry.file_name,
+            f"has label {entry.number} in {dataset_json.FILE_NAME} but is not in the archive",
+            f"Add the image or remove the label; names are relative to {dataset_json.FILE_NAME}, and case matters.",
+        )
+    return Sample(source=source, file_name=entry.file_name, facts=facts, label=entry.label)
 
 
 def _described(line: metadata.Line, contents: Contents, root: str) -> Sample:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
@@ -25,6 +25,8 @@ from calotype.errors import DependencyDown, Invalid
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 
+pytestmark = pytest.mark.usefixtures("scratch")
+
 LIMITS = DatasetLimits.of(Settings())
 
 
@@ -36,26 +38,6 @@ def owner(make_tenant: Callable[..., Tenant]) -> UUID:
 @pytest.fixture
 def other(make_tenant: Callable[..., Tenant]) -> UUID:
     return make_tenant().id
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test, whatever goes wrong in it, ends without temporary files."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield
-    assert list(folder.iterdir()) == []
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[[bytes], Path]:
-    def save(data: bytes) -> Path:
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"
-        path.write_bytes(data)
-        return path
-
-    return save
 
 
 def test_an_imported_dataset_can_be_found_fetched_and_read(
@@ -76,6 +58,21 @@ def test_an_imported_dataset_can_be_found_fetched_and_read(
         assert dataset.open_image("red.png").getpixel((0, 0)) == (255, 0, 0)
 
 
+def test_a_zip_of_nvidias_tools_is_imported_with_its_labels(
+    engine: sa.Engine, store: ObjectStore, owner: UUID, saved: Callable[[bytes], Path], tmp_path: Path
+) -> None:
+    names = ["00000/img00000000.png", "00000/img00000001.png", "00001/img00001000.png"]
+    images = dict(zip(names, map(png, ("red", "green", "blue")), strict=True))
+    described = json.dumps({"labels": [[names[0], 3], [names[1], 0], [names[2], 3]]}).encode()
+    made = import_archive(engine, store, owner, saved(zip_bytes({"dataset.json": described, **images})), "x", LIMITS)
+    assert (made.images, made.captions, made.labels) == (3, False, ("0", "3"))
+    store.fetch_file(made.object_key, tmp_path / "fetched.zip")
+    with DatasetArchive(tmp_path / "fetched.zip") as dataset:
+        found = [(item.file_name, item.label) for item in dataset.items]
+        assert found == list(zip(names, ("3", "0", "3"), strict=True))
+        assert dataset.open_image(names[2]).getpixel((0, 0)) == (0, 0, 255)
+
+
 def test_a_refused_archive_leaves_nothing(
     engine: sa.Engine, store: ObjectStore, owner: UUID, saved: Callable[[bytes], Path]
 ) -> None:
@@ -83,6 +80,8 @@ def test_a_refused_archive_leaves_nothing(
         ({"a.png": b"no image"}, "not_an_image"),
         ({"../a.png": b""}, "path_escapes"),
         ({"metadata.jsonl": b"{", "a.png": png("red")}, "metadata_invalid"),
+        ({"dataset.json": b'{"labels": [["b.png", 0]]}', "a.png": png("red")}, "missing_image"),
+        ({"dataset.json": b'{"labels": 5}', "a.png": png("red")}, "metadata_invalid"),
         ({}, "empty_dataset"),
     ]
     for entries, code in hostile:
