@@ -3,7 +3,8 @@
 In this order. *Fair share*: every tenant has a virtual time for each pool of workers, the device-seconds it was given
 over its weight; whose is least comes first (start-time fair queueing: Goyal, Vin and Cheng 1996, with the charge
 estimated at the claim and corrected at the end). A tenant that comes back after a pause starts at the time that the
-pool has come to, so that it cannot live on what it did not use. *Static rank*, within a tenant: the time from which a
+pool has come to, by what was measured and not by estimates, so that it cannot live on what it did not use, nor pays
+for a wrong estimate of another's job. *Static rank*, within a tenant: the time from which a
 job may run, minus a head start for each step of priority. Lower goes first. Because the rank does not change while the
 job waits, waiting longer is the same as moving up (aging), and an index can hold the order; computing the age in
 ORDER BY cannot use one. *Affinity*: a worker may let a job whose model it has loaded pass, for a bounded time and
@@ -35,22 +36,43 @@ def head_start(priority: int) -> timedelta:
     return priority * PRIORITY_STEP
 
 
-def pool_clock(*, waiting: Iterable[float], began: Iterable[float], known: Iterable[float]) -> float | None:
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where a tenant stands in a pool; virtual times."""
+
+    #: What it was charged: for jobs that run the estimate, or what they took until now if that is more.
+    vtime: float
+    #: What it was given by now, as measured: jobs that run count with the time that they have run.
+    given: float
+    running: int
+
+
+def standing(*, vtime: float, settled: float, device_seconds: float, weight: float, running: int) -> Standing:
+    """``settled`` is ``vtime`` without what is charged for running jobs, which took ``device_seconds`` until now."""
+    given = settled + device_seconds / weight
+    return Standing(vtime=max(vtime, given), given=given, running=running)
+
+
+def pool_clock(*, waiting: Iterable[Standing], line: Iterable[Standing], known: Iterable[Standing]) -> float | None:
     """The virtual time that a pool has come to: where tenants that come back begin.
 
-    It is the least virtual time of the active tenants that have a job to run now (``waiting``): that of the job whose
-    turn is next. Tenants that wait out a backoff or are at their limit do not hold it back.
+    It is the most that any tenant of the :func:`same_line` was given by now, but no more than the least virtual time
+    of the active tenants that have a job to run now (``waiting``), whose turn is next; what that one was given counts,
+    too. Who comes back at it has from then on as much device time as those who are there, however wrong the estimates
+    are that these are charged with. Tenants that wait out a backoff or are at their limit do not hold it back, nor does
+    the one long job of a tenant that had little before.
 
-    While nobody waits it is the time to which turns have come, as in start-time fair queueing: the greatest of
-    ``began``, the virtual times that tenants had when they were last served in turn. The one long job of a tenant that
-    had little before does not turn it back. Given are those of tenants in the :func:`same_line`, and none when none of
-    these has anything running: in an idle pool it is the greatest of all that are known, so that nobody pays for having
-    used what nobody else wanted. None: nothing ever ran there.
+    When nobody waits and none of the line has anything running it is the most that any tenant of the pool (``known``)
+    was given, so that nobody pays for having used what nobody else wanted. None: nothing ever ran there.
     """
-    least, latest = min(waiting, default=None), max(began, default=None)
-    if least is not None:
-        return least
-    return latest if latest is not None else max(known, default=None)
+    in_line = list(line)
+    most = max((one.given for one in in_line), default=None)
+    following = min(waiting, key=lambda one: (one.vtime, -one.given), default=None)
+    if following is not None:
+        return min(following.vtime, following.given if most is None else max(following.given, most))
+    if any(one.running for one in in_line):
+        return most
+    return max((one.given for one in known), default=None)
 
 
 def same_line(served: Iterable[str], queues: Iterable[str]) -> bool:
@@ -64,9 +86,9 @@ def same_line(served: Iterable[str], queues: Iterable[str]) -> bool:
 def effective_vtime(vtime: float | None, *, idle: bool, floor: float | None) -> float:
     """A tenant's place in the order of claims.
 
-    ``vtime`` is its virtual time in the pool, None when it never ran there; ``floor`` the pool's :func:`pool_clock`.
-    ``idle`` is a tenant that nothing could be claimed of, for it had nothing to run or was at its limit: the time that
-    passed meanwhile is not saved up.
+    ``vtime`` is that of its :class:`Standing`, None when it never ran there; ``floor`` the pool's :func:`pool_clock`.
+    ``idle`` is a tenant that nothing more could be claimed of at its latest claim or since, for it had nothing waiting
+    or was at its limit: the time that passed meanwhile is not saved up, even if a job of it ran.
     """
     own = vtime if vtime is not None else 0.0
     return max(own, floor) if (idle or vtime is None) and floor is not None else own

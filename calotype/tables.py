@@ -109,6 +109,8 @@ _EQUALS = "artifacts_expired_at IS NULL AND state IN ('queued', 'running', 'canc
 HAS_ARTIFACTS = "state = 'succeeded' AND artifacts_expired_at IS NULL"
 # In UTC without a zone: only so the sum does not depend on a setting of the session, and may be indexed.
 ARTIFACTS_DUE = "((finished_at AT TIME ZONE 'UTC') + make_interval(secs => retain_seconds))"
+# Queued, in words that no claim uses: an index with this condition cannot lead its plan astray.
+WAITS = "lease_expires_at IS NULL AND finished_at IS NULL"
 INIT_IMAGE_OF = "split_part((spec -> 'input') ->> 'init_image', '/', 1)"
 STARTS_FROM_IMAGE = "state IN ('queued', 'running', 'canceling') AND ((spec -> 'input') ->> 'init_image') IS NOT NULL"
 
@@ -213,6 +215,8 @@ jobs = sa.Table(
         "id",
         postgresql_where=sa.text("state = 'queued' AND leader_id IS NULL AND batch_key IS NOT NULL"),
     ),
+    # How many jobs wait in a queue, of which sort, and since when.
+    sa.Index("jobs_waiting_idx", "queue", "leader_id", "available_at", postgresql_where=sa.text(WAITS)),
     # Equal jobs of a tenant, finished or on their way.
     sa.Index(
         "jobs_cache_idx",
@@ -286,10 +290,14 @@ shares = sa.Table(
     ),
     # Device-seconds over the tenant's weight.
     sa.Column("vtime", sa.Float, nullable=False),
-    # What it was when a job was last claimed in the tenant's turn, before the charge; never more than it is now.
-    sa.Column("began", sa.Float, nullable=False, server_default="0"),
+    # The same without what is charged for the jobs that run.
+    sa.Column("settled", sa.Float, nullable=False, server_default="0"),
     sa.Column("running", sa.Integer, nullable=False, server_default="0"),
-    # Nothing of it could be claimed, for it has nothing to run or is at its limit: it comes back at the pool's clock.
+    # Devices that the running jobs take up, parts of batches included, and the sum of these parts, each times the
+    # second (of the epoch) in which it was claimed: devices * now - device_starts is what they took until now.
+    sa.Column("devices", sa.Float, nullable=False, server_default="0"),
+    sa.Column("device_starts", sa.Float, nullable=False, server_default="0"),
+    # Nothing more of it could be claimed, for nothing waits or it is at its limit: it comes back at the pool's clock.
     sa.Column("idle", sa.Boolean, nullable=False, server_default=sa.false()),
     # The queues of the worker that claimed last.
     sa.Column("queues", pg.ARRAY(sa.Text), nullable=False),

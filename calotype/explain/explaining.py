@@ -17,7 +17,7 @@ from calotype.explain.facts import Account, Rates, Running, ServingWorker, Works
 from calotype.explain.forecast import NOTHING, Interval, Load, Outlook, Rival
 from calotype.explain.reasons import Reason
 from calotype.jobs import Job, State
-from calotype.scheduling import effective_vtime, has_room, pool_clock, same_line
+from calotype.scheduling import Standing, effective_vtime, has_room, pool_clock, same_line
 
 #: An idle worker that has not looked for work for so long, in seconds, is deaf: it should every few.
 DEAF_SECONDS = 60.0
@@ -145,18 +145,17 @@ class _Waiting:
         )
 
     def _clock(self) -> float | None:
-        everyone = [*self._others, self._account]
-        known = [one.vtime for one in everyone if one.vtime is not None]
-        waiting = [
-            one.vtime
-            for one in self._others
-            if one.vtime is not None and not one.idle and one.tenant_id in self._waiting and _has_room(one)
-        ]
-        if self._account.vtime is not None and not self._account.idle and _has_room(self._account):
-            waiting.append(self._account.vtime)
-        served = [one for one in everyone if same_line(one.queues, self._queues)]
-        began = [one.began for one in served] if any(one.running_here for one in served) else []
-        return pool_clock(waiting=waiting, began=began, known=known)
+        known = [one for one in (*self._others, self._account) if one.vtime is not None]
+        return pool_clock(
+            waiting=[_standing(one) for one in known if self._is_active(one)],
+            line=[_standing(one) for one in known if same_line(one.queues, self._queues)],
+            known=[_standing(one) for one in known],
+        )
+
+    def _is_active(self, account: Account) -> bool:
+        """Whether it has a job that could be claimed, and had one all the time."""
+        waits = account is self._account or account.tenant_id in self._waiting
+        return waits and not account.idle and _has_room(account)
 
     def _vtime(self, account: Account, clock: float | None) -> float:
         return effective_vtime(account.vtime, idle=account.idle, floor=clock)
@@ -272,6 +271,10 @@ class _Waiting:
             return []
         late = start is None or start.latest is None or start.latest > expires
         return [reasons.may_expire(expires)] if late else []
+
+
+def _standing(account: Account) -> Standing:
+    return Standing(vtime=account.vtime or 0.0, given=account.given, running=account.running_here)
 
 
 def _has_room(account: Account) -> bool:

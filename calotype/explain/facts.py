@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from calotype.explain.forecast import NOTHING, Load, Work, load_of
 from calotype.jobs import Job, Kind
+from calotype.queue.statements import GIVEN
 from calotype.scheduling import Rate
 
 #: Jobs of the tenant whose work is added up, and that are counted; of more only that there are more is known.
@@ -80,9 +81,9 @@ class Account:
     #: None before its first job in the pool.
     vtime: float | None
     idle: bool
-    #: In the pool: its virtual time when its latest turn began, the queues of the worker that served it last, and how
+    #: In the pool: what it was given by now, in virtual time, the queues of the worker that served it last, and how
     #: many of its jobs run.
-    began: float = 0.0
+    given: float = 0.0
     queues: Sequence[str] = ()
     running_here: int = 0
     #: Whether it is on the list of those that may have something waiting for these workers.
@@ -150,11 +151,12 @@ def running(conn: sa.Connection, tenant_id: UUID, workers: Iterable[UUID]) -> li
     return [Running(**{**row, "work": Work(jobs=1, work=row["work"], squares=row["work"] ** 2)}) for row in rows]
 
 
-_ACCOUNT = """
-SELECT t.id AS tenant_id, t.weight, t.max_running, s.vtime, coalesce(s.idle, true) AS idle,
-    coalesce(s.began, 0) AS began, coalesce(s.queues, '{}') AS queues, coalesce(s.running, 0) AS running_here,
+_ACCOUNT = f"""
+SELECT t.id AS tenant_id, t.weight, t.max_running, greatest(s.vtime, {GIVEN}) AS vtime, coalesce(s.idle, true) AS idle,
+    coalesce({GIVEN}, 0) AS given, coalesce(s.queues, ARRAY[]::text[]) AS queues,
+    coalesce(s.running, 0) AS running_here,
     (SELECT coalesce(sum(r.running), 0) FROM shares r WHERE r.tenant_id = t.id)::int AS running
-"""
+"""  # noqa: S608 - fixed texts
 _OWN_ACCOUNT = sa.text(f"""
 {_ACCOUNT} FROM tenants t LEFT JOIN shares s ON s.tenant_id = t.id AND s.pool = :pool WHERE t.id = :tenant_id
 """)

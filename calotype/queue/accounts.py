@@ -6,7 +6,9 @@ other in a ring.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -18,6 +20,10 @@ from calotype.scheduling import Rate, estimate_seconds
 
 #: Key of the rate over all models of a queue.
 ANY_MODEL = ""
+#: What is to be added to the row of a tenant and queue.
+Count = tuple[tuple[UUID, str], Mapping[str, int]]
+# An option of a connection: where counts are kept until all jobs are locked.
+_USAGE_LAST = "calotype_usage_last"
 
 # A tenant has something that a claim could take.
 _WAITS = """EXISTS (
@@ -31,8 +37,9 @@ _SETTLE = sa.text(f"""
 WITH gone AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:pools AS text[]), CAST(:tenants AS uuid[]), CAST(:queues AS text[]), CAST(:seconds AS float[]),
-        CAST(:charged AS float[]), CAST(:ended AS bigint[]), CAST(:images AS bigint[])
-    ) AS g(pool, tenant_id, queue, seconds, charged, ended, images)),
+        CAST(:charged AS float[]), CAST(:parts AS float[]), CAST(:starts AS float[]), CAST(:ended AS bigint[]),
+        CAST(:images AS bigint[])
+    ) AS g(pool, tenant_id, queue, seconds, charged, part, start, ended, images)),
 mine AS MATERIALIZED (
     SELECT s.pool, s.tenant_id, t.weight FROM shares s JOIN tenants t ON t.id = s.tenant_id
     WHERE (s.pool, s.tenant_id) IN (SELECT pool, tenant_id FROM gone)
@@ -40,12 +47,16 @@ mine AS MATERIALIZED (
 settled AS (
     UPDATE shares s SET
         running = greatest(s.running - left_there.jobs, 0),
-        vtime = s.vtime + left_there.seconds / left_there.weight - left_there.charged,
-        -- A turn that came after too high an estimate began earlier than it seemed.
-        began = least(s.began, s.vtime + left_there.seconds / left_there.weight - left_there.charged),
+        vtime = s.vtime + left_there.took - left_there.charged,
+        -- When nothing runs any more all is settled, and no rounding is carried on.
+        settled = CASE WHEN s.running > left_there.jobs THEN s.settled + left_there.took
+            ELSE s.vtime + left_there.took - left_there.charged END,
+        devices = CASE WHEN s.running > left_there.jobs THEN s.devices - left_there.parts ELSE 0 END,
+        device_starts = CASE WHEN s.running > left_there.jobs THEN s.device_starts - left_there.starts ELSE 0 END,
         idle = s.idle OR (s.running <= left_there.jobs AND NOT {_WAITS}),
         changed_at = now()
-    FROM (SELECT pool, tenant_id, m.weight, count(*) AS jobs, sum(g.seconds) AS seconds, sum(g.charged) AS charged
+    FROM (SELECT pool, tenant_id, count(*) AS jobs, sum(g.seconds) / m.weight AS took, sum(g.charged) AS charged,
+            sum(g.part) AS parts, sum(g.part * g.start) AS starts
         FROM gone g JOIN mine m USING (pool, tenant_id) GROUP BY pool, tenant_id, m.weight) AS left_there
     WHERE s.pool = left_there.pool AND s.tenant_id = left_there.tenant_id RETURNING 1)
 INSERT INTO usage (tenant_id, day, queue, jobs, images, gpu_seconds)
@@ -111,6 +122,8 @@ def settle(conn: sa.Connection, left: Sequence[tuple[Held, Job]]) -> None:
         "queues": [held.job.queue for held in before],
         "seconds": [held.seconds for held in before],
         "charged": [held.job.charged for held in before],
+        "parts": [held.job.batch_share for held in before],
+        "starts": [(held.job.started_at or held.now).timestamp() for held in before],
         "ended": [int(job.state.terminal) for job in after],
         "images": [_images(job) for job in after],
     }
@@ -124,8 +137,37 @@ def _images(job: Job) -> int:
 
 def add_usage(conn: sa.Connection, job: Job, *, jobs: int = 1, images: int = 0, cached: int = 0) -> None:
     """Counts a job that ended without a worker, or several like it; ``cached``: those answered from an equal one."""
-    values = {"tenant_id": job.tenant_id, "queue": job.queue, "jobs": jobs, "cached": cached, "images": images}
-    conn.execute(_ADD_USAGE, values)
+    count: Count = ((job.tenant_id, job.queue), {"jobs": jobs, "cached": cached, "images": images})
+    kept: list[Count] | None = conn.get_execution_options().get(_USAGE_LAST)
+    if kept is not None:
+        kept.append(count)
+    else:
+        _write_usage(conn, *count)
+
+
+@contextmanager
+def usage_last(conn: sa.Connection) -> Iterator[list[Count]]:
+    """Writes what :func:`add_usage` counts within the block at the block's end: for a transaction of many jobs, which
+    locks more of them when it has counted some.
+
+    Gives what was counted so far. Who rolls back to a savepoint takes out of it what was counted since.
+    """
+    kept: list[Count] = []
+    conn.execution_options(**{_USAGE_LAST: kept})
+    try:
+        yield kept
+    finally:
+        conn.execution_options(**{_USAGE_LAST: None})
+    sums: dict[tuple[UUID, str], Counter[str]] = {}
+    for place, counts in kept:
+        sums.setdefault(place, Counter()).update(counts)
+    for place in sorted(sums):
+        _write_usage(conn, place, sums[place])
+
+
+def _write_usage(conn: sa.Connection, place: tuple[UUID, str], counts: Mapping[str, int]) -> None:
+    tenant_id, queue = place
+    conn.execute(_ADD_USAGE, {"tenant_id": tenant_id, "queue": queue, **counts})
 
 
 def note_idle(conn: sa.Connection, tenant_id: UUID | None = None) -> None:

@@ -11,12 +11,13 @@ deadlock with a worker that ends a job and then wants the share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from psycopg.errors import LockNotAvailable
 
 from calotype.jobs import Job
 from calotype.queue import statements
@@ -98,10 +99,10 @@ def claim_batch(conn: sa.Connection, claimant: Claimant) -> Claimed:
             break
         loaded = _look_for_loaded(conn, claimant, turn)
         if loaded is not None:
-            jobs = _lock_and_take(conn, claimant, loaded, in_turn=False)
+            jobs = _lock_and_take(conn, claimant, loaded, in_vain, in_turn=False)
             if jobs:
                 return Claimed(jobs=jobs, passed=True)
-        jobs = _lock_and_take(conn, claimant, turn, in_turn=True)
+        jobs = _lock_and_take(conn, claimant, turn, in_vain, in_turn=True)
         if jobs:
             return Claimed(jobs=jobs)
         in_vain.append(turn.tenant_id)
@@ -125,15 +126,33 @@ def _look_for_loaded(conn: sa.Connection, claimant: Claimant, turn: _Seen) -> _S
     return _Seen(**row) if row is not None else None
 
 
-def _lock_and_take(conn: sa.Connection, claimant: Claimant, first: _Seen, *, in_turn: bool) -> tuple[Job, ...]:
+def _lock_and_take(
+    conn: sa.Connection, claimant: Claimant, first: _Seen, in_vain: Sequence[UUID], *, in_turn: bool
+) -> tuple[Job, ...]:
     """Takes a job, in its tenant's turn whichever is the best by now, and its batch; leaves no lock when it is gone.
 
-    Two claims that each held a share and waited for the other's would be a deadlock.
+    What would join is left out when its tenant's share is locked for longer than a transaction of ours takes.
     """
-    members = _members(conn, claimant, first)
+    members = [job for job in _members(conn, claimant, first) if job.tenant_id not in in_vain]
+    for wait in (True, False):
+        try:
+            return _try(conn, claimant, first, members, in_turn=in_turn, wait=wait)
+        except sa.exc.OperationalError as exc:
+            if not isinstance(exc.orig, LockNotAvailable):
+                raise
+    return ()
+
+
+def _try(
+    conn: sa.Connection, claimant: Claimant, first: _Seen, members: Sequence[_Seen], *, in_turn: bool, wait: bool
+) -> tuple[Job, ...]:
+    """Two claims that each held a share and waited for the other's would be a deadlock: it holds none for nothing."""
     with conn.begin_nested() as savepoint:
-        _lock_shares(conn, claimant, [first, *members])
-        jobs = _take(conn, claimant, first, members, in_turn=in_turn)
+        locked = _lock_shares(conn, claimant, [first, *members], wait=wait)
+        jobs: tuple[Job, ...] = ()
+        if first.tenant_id in locked:
+            joining = [member for member in members if member.tenant_id in locked]
+            jobs = _take(conn, claimant, first, joining, in_turn=in_turn)
         if not jobs:
             savepoint.rollback()
     return jobs
@@ -166,13 +185,18 @@ def _within_limits(first: _Seen, waiting: Iterable[_Seen]) -> Iterator[_Seen]:
             yield job
 
 
-def _lock_shares(conn: sa.Connection, claimant: Claimant, jobs: Sequence[_Seen]) -> None:
-    """Locks the tenants' shares of the pool, made when missing, and their running limits; all claims in one order."""
+def _lock_shares(conn: sa.Connection, claimant: Claimant, jobs: Sequence[_Seen], *, wait: bool) -> set[UUID]:
+    """Locks the tenants' shares of the pool, made when missing, and their running limits; all claims in one order.
+
+    Gives the tenants: without ``wait`` those whose locks are to be had at once.
+    """
     new = sorted({job.tenant_id for job in jobs if not job.has_share})
     if new:
         values = {"pool": claimant.pool, "tenants": new, "queues": sorted(claimant.queues)}
         conn.execute(statements.MAKE_SHARES, values)
-    conn.execute(statements.LOCK_SHARES, {"pool": claimant.pool, "tenants": sorted({job.tenant_id for job in jobs})})
+    statement = statements.LOCK_SHARES if wait else statements.LOCK_FREE_SHARES
+    tenants = sorted({job.tenant_id for job in jobs})
+    return set(conn.execute(statement, {"pool": claimant.pool, "tenants": tenants}).scalars())
 
 
 def _take(
@@ -186,10 +210,16 @@ def _take(
         "clock": first.clock,
         "lease": interval(claimant.lease_seconds),
     }
-    if members:
-        values["members"] = [member.id for member in members]
-        values["tenants"] = sorted({first.tenant_id, *(member.tenant_id for member in members)})
-    statement = statements.TAKE[in_turn, not members]
+    among = {
+        "members": [member.id for member in members],
+        "tenants": sorted({first.tenant_id, *(member.tenant_id for member in members)}),
+    }
+    statements_of = statements.TAKE_IN_TURN if in_turn else statements.TAKE_SEEN
+    jobs = _taken(conn, statements_of[not members], values | among if members else values)
+    return jobs or (_taken(conn, statements.TAKE_FARTHER, values) if in_turn else ())
+
+
+def _taken(conn: sa.Connection, statement: sa.TextClause, values: Mapping[str, Any]) -> tuple[Job, ...]:
     return tuple(Job.from_row(row) for row in conn.execute(statement, values).mappings())
 
 

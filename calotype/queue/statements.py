@@ -28,31 +28,41 @@ _ROOM = """CASE WHEN t.max_running IS NOT NULL THEN t.max_running - (
 _SEEN = "j.id, j.tenant_id, j.queue, j.model_key, j.batch_key, j.units, j.batch_limit, j.attempt"
 _HAS_SHARE = "EXISTS (SELECT FROM shares s WHERE s.pool = :pool AND s.tenant_id = j.tenant_id) AS has_share"
 
+#: Virtual time that a tenant was given by now (calotype.scheduling.standing); of a share `s` and its tenant `t`.
+GIVEN = "(s.settled + greatest(s.devices * date_part('epoch', now()) - s.device_starts, 0) / t.weight)"
+
 # The job whose turn it is: the best-ranked one of the tenant with the least virtual time.
 #
 # `clock` is the time that the pool has come to (calotype.scheduling.pool_clock): where those who come back begin.
 LOOK = sa.text(f"""
 WITH {_OPEN},
 pool_shares AS MATERIALIZED (
-    SELECT tenant_id, vtime, began, running, idle, queues FROM shares WHERE pool = :pool),
+    SELECT s.tenant_id, greatest(s.vtime, {GIVEN}) AS vtime, {GIVEN} AS given, s.running, s.idle, s.queues
+    FROM shares s JOIN tenants t ON t.id = s.tenant_id WHERE s.pool = :pool),
 waiting AS MATERIALIZED (
     SELECT tq.tenant_id, array_agg(tq.queue) AS queues FROM tenant_queues tq JOIN open_queues o ON o.queue = tq.queue
     WHERE tq.tenant_id <> ALL (CAST(:in_vain AS uuid[])) GROUP BY tq.tenant_id),
 candidates AS MATERIALIZED (
-    SELECT w.tenant_id, w.queues, p.vtime, coalesce(p.idle, true) AS idle, coalesce(p.running, 0) AS running,
+    SELECT w.tenant_id, w.queues, p.vtime, p.given, coalesce(p.idle, true) AS idle, coalesce(p.running, 0) AS running,
         p.tenant_id IS NOT NULL AS has_share, {_ROOM} AS room
     FROM waiting w JOIN tenants t ON t.id = w.tenant_id LEFT JOIN pool_shares p ON p.tenant_id = w.tenant_id),
-clock AS MATERIALIZED (SELECT coalesce(
-    (SELECT c.vtime FROM (
-        SELECT * FROM candidates WHERE NOT idle AND (room IS NULL OR room > 0) ORDER BY vtime OFFSET 0) AS c
-        CROSS JOIN LATERAL (
-            SELECT FROM unnest(c.queues) AS q(queue) CROSS JOIN LATERAL (
-                SELECT FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = c.tenant_id AND {_RUNNABLE} LIMIT 1) AS one
-            LIMIT 1) AS has_one
-        LIMIT 1),
-    (SELECT max(began) FROM pool_shares WHERE queues && CAST(:queues AS text[]) HAVING bool_or(running > 0)),
-    (SELECT max(vtime) FROM pool_shares),
-    0) AS vtime),
+following AS MATERIALIZED (
+    SELECT c.vtime, c.given FROM (
+        SELECT * FROM candidates WHERE NOT idle AND (room IS NULL OR room > 0)
+        ORDER BY vtime, given DESC OFFSET 0) AS c
+    CROSS JOIN LATERAL (
+        SELECT FROM unnest(c.queues) AS q(queue) CROSS JOIN LATERAL (
+            SELECT FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = c.tenant_id AND {_RUNNABLE} LIMIT 1) AS one
+        LIMIT 1) AS has_one
+    LIMIT 1),
+clock AS MATERIALIZED (
+    SELECT coalesce(
+        (SELECT least(f.vtime, greatest(f.given, line.given)) FROM following f),
+        CASE WHEN line.runs THEN line.given END,
+        (SELECT max(given) FROM pool_shares),
+        0) AS vtime
+    FROM (SELECT max(given) AS given, bool_or(running > 0) AS runs FROM pool_shares
+        WHERE queues && CAST(:queues AS text[])) AS line),
 walk AS MATERIALIZED (
     SELECT c.tenant_id, c.queues, c.has_share, c.room, clock.vtime AS clock FROM candidates c CROSS JOIN clock
     WHERE c.room IS NULL OR c.room > 0
@@ -90,30 +100,53 @@ JOIN tenants t ON t.id = j.tenant_id
 ORDER BY j.rank, j.id
 """)  # noqa: S608 - fixed texts
 
+# A claim waits for a lock for a moment only, so long as a transaction of ours may take: a client that locked a tenant's
+# row and does nothing since must not stop the jobs of others. It holds for the rest of the transaction.
+_PATIENCE = "patience AS MATERIALIZED (SELECT set_config('lock_timeout', '250ms', true) AS set)"
+
 # Every claim locks in the order of tenants with a limit, then shares, each by id: no two wait for each other in a ring.
 # Missing shares are made before, while the claim holds nothing else.
-LOCK_SHARES = sa.text("""
+LOCK_SHARES = sa.text(f"""
+WITH {_PATIENCE},
+limited AS MATERIALIZED (
+    SELECT id FROM tenants
+    WHERE (SELECT set IS NOT NULL FROM patience) AND id = ANY (CAST(:tenants AS uuid[])) AND max_running IS NOT NULL
+    ORDER BY id FOR NO KEY UPDATE)
+SELECT tenant_id FROM shares
+WHERE (SELECT count(*) FROM limited) >= 0 AND pool = :pool AND tenant_id = ANY (CAST(:tenants AS uuid[]))
+ORDER BY tenant_id FOR NO KEY UPDATE
+""")  # noqa: S608 - fixed texts
+
+# Those that nobody else has locked; in whatever order, for it waits for none.
+LOCK_FREE_SHARES = sa.text("""
 WITH limited AS MATERIALIZED (
     SELECT id FROM tenants WHERE id = ANY (CAST(:tenants AS uuid[])) AND max_running IS NOT NULL
-    ORDER BY id FOR NO KEY UPDATE)
-SELECT FROM shares
-WHERE pool = :pool AND tenant_id = ANY (CAST(:tenants AS uuid[])) AND (SELECT count(*) FROM limited) >= 0
-ORDER BY tenant_id FOR NO KEY UPDATE
+    FOR NO KEY UPDATE SKIP LOCKED)
+SELECT tenant_id FROM shares s
+WHERE pool = :pool AND tenant_id = ANY (CAST(:tenants AS uuid[]))
+    AND (tenant_id IN (SELECT id FROM limited)
+        OR NOT EXISTS (SELECT FROM tenants t WHERE t.id = s.tenant_id AND t.max_running IS NOT NULL))
+FOR NO KEY UPDATE OF s SKIP LOCKED
 """)
 
 # Tenants that never ran anything in the pool.
-MAKE_SHARES = sa.text("""
+MAKE_SHARES = sa.text(f"""
+WITH {_PATIENCE}
 INSERT INTO shares (pool, tenant_id, vtime, idle, queues)
 SELECT :pool, tenant_id, 0, true, CAST(:queues AS text[])
-FROM unnest(CAST(:tenants AS uuid[])) AS u(tenant_id) ORDER BY tenant_id
+FROM unnest(CAST(:tenants AS uuid[])) AS u(tenant_id)
+WHERE (SELECT set IS NOT NULL FROM patience) ORDER BY tenant_id
 ON CONFLICT ON CONSTRAINT shares_pkey DO NOTHING
-""")
+""")  # noqa: S608 - fixed texts
 
-# The tenant's best-ranked job. Two of each queue are looked at, for a user may be canceling the first.
-_FIRST_OF_TENANT = f"""
+
+def _first_of_tenant(most: int) -> str:
+    """The tenant's best-ranked jobs, so many of each queue: a user may be canceling the first."""
+    return f"""
     SELECT j.id FROM open_queues o CROSS JOIN LATERAL (
         SELECT j.id FROM jobs j WHERE j.queue = o.queue AND j.tenant_id = :tenant_id AND {_RUNNABLE}
-        ORDER BY j.rank, j.id LIMIT 2) AS j"""  # noqa: S608 - fixed texts
+        ORDER BY j.rank, j.id LIMIT {most}) AS j"""  # noqa: S608 - fixed texts
+
 
 # The job that was looked at, no other.
 _FIRST_SEEN = """
@@ -136,23 +169,34 @@ _MEMBERS = f"""
 
 _NOBODY = "SELECT * FROM first WHERE false"
 
-# The tenant's virtual time, raised to the pool's clock (calotype.scheduling.effective_vtime).
-_EFFECTIVE = "CASE WHEN s.idle THEN greatest(s.vtime, :clock) ELSE s.vtime END"
+# Other jobs of the tenant could be claimed by this worker, or by the one that served it before.
+_WAITS = """EXISTS (
+    SELECT FROM jobs j WHERE j.queue = ANY (s.queues || CAST(:queues AS text[])) AND j.tenant_id = s.tenant_id
+        AND j.state = 'queued' AND j.leader_id IS NULL AND j.available_at <= now()
+        AND j.id NOT IN (SELECT id FROM taken))"""
 
 
-def _take(first: str, *, alone: bool, in_turn: bool) -> sa.TextClause:
+def _take(first: str, *, alone: bool) -> sa.TextClause:
     """Moves the first job that ``first`` names and is still to be had, with its batch, and charges the tenants.
 
     The shares of the tenants are locked. Jobs that somebody else has locked are passed over. A job that is ``alone``
     has a statement of its own, which is planned once and not at every claim.
+
+    Who was idle is raised to the pool's clock, both in what it is charged and in what it was given: what it did not use
+    is gone. By how much jobs that run have taken longer than was charged for them is charged with the new job, until
+    the end of either says what it really was.
     """
     tenants = "t.id = :tenant_id" if alone else "t.id = ANY (CAST(:tenants AS uuid[]))"
     place = "1" if alone else "array_position(CAST(:members AS uuid[]), id)"
-    # Of those who share the call only the first has its turn; nobody has, when it is passed over for a loaded model.
-    began = f"CASE WHEN s.tenant_id = :tenant_id THEN {_EFFECTIVE} ELSE s.began END" if in_turn else "s.began"
     return sa.text(f"""
 WITH {_OPEN},
-rooms AS MATERIALIZED (SELECT t.id AS tenant_id, t.weight, {_ROOM} AS room FROM tenants t WHERE {tenants}),
+rooms AS MATERIALIZED (
+    SELECT t.id AS tenant_id, t.weight, {_ROOM} AS room, own.vtime - own.charged AS overdue,
+        CASE WHEN own.idle THEN greatest(:clock - own.vtime, 0) ELSE 0 END AS raised
+    FROM tenants t CROSS JOIN LATERAL (
+        SELECT greatest(s.vtime, {GIVEN}) AS vtime, s.vtime AS charged, s.idle FROM shares s
+        WHERE s.pool = :pool AND s.tenant_id = t.id LIMIT 1) AS own
+    WHERE {tenants}),
 first AS MATERIALIZED (
     SELECT {_CHOSEN} FROM jobs j
     WHERE j.id IN ({first}) AND {_RUNNABLE}
@@ -163,24 +207,28 @@ chosen AS (SELECT *, 0 AS place FROM first UNION ALL SELECT *, {place} FROM memb
 counted AS (SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS nth FROM chosen),
 taken AS MATERIALIZED (
     SELECT c.id, c.tenant_id, c.place, CAST(c.units AS float) / sum(c.units) OVER () AS part,
-        {_ESTIMATE} / r.weight AS charge, r.room
+        {_ESTIMATE} / r.weight + CASE WHEN c.nth = 1 THEN r.overdue ELSE 0 END AS charge, r.room, r.raised,
+        clock_timestamp() AS started_at
     FROM counted c JOIN rooms r ON r.tenant_id = c.tenant_id WHERE r.room IS NULL OR c.nth <= r.room),
 charged AS (
     UPDATE shares s SET
-        vtime = due.charge + {_EFFECTIVE},
-        began = {began},
+        vtime = s.vtime + due.raised + due.charge,
+        settled = s.settled + due.raised,
         running = s.running + due.jobs,
-        -- At its limit it waits of its own accord, and does not save up time meanwhile.
-        idle = coalesce(due.room <= due.jobs, false),
+        devices = s.devices + due.parts,
+        device_starts = s.device_starts + due.starts,
+        -- With nothing waiting, or at its limit, it could not use more, and does not save up time meanwhile.
+        idle = coalesce(due.room <= due.jobs, false) OR NOT {_WAITS},
         queues = CAST(:queues AS text[]),
         changed_at = now()
-    FROM (SELECT tenant_id, sum(charge) AS charge, count(*) AS jobs, min(room) AS room FROM taken
-        GROUP BY tenant_id) AS due
+    FROM (SELECT tenant_id, sum(charge) AS charge, count(*) AS jobs, min(room) AS room, min(raised) AS raised,
+            sum(part) AS parts, sum(part * date_part('epoch', started_at)) AS starts
+        FROM taken GROUP BY tenant_id) AS due
     WHERE s.pool = :pool AND s.tenant_id = due.tenant_id),
 moved AS (
     UPDATE jobs j SET
         state = 'running', worker_id = :worker_id, epoch = j.epoch + 1, attempt = j.attempt + 1,
-        started_at = clock_timestamp(), lease_expires_at = clock_timestamp() + :lease, progress = NULL,
+        started_at = taken.started_at, lease_expires_at = clock_timestamp() + :lease, progress = NULL,
         pool = :pool, batch_share = taken.part, charged = taken.charge,
         revision = j.revision + 1, event_seq = j.event_seq + 1
     FROM taken WHERE j.id = taken.id RETURNING j.*, taken.place),
@@ -191,9 +239,8 @@ SELECT * FROM moved ORDER BY place
 """)  # noqa: S608 - fixed texts
 
 
-#: By whether the tenant's best-ranked job is wanted or the one that was looked at, and whether it is alone.
-TAKE = {
-    (in_turn, alone): _take(_FIRST_OF_TENANT if in_turn else _FIRST_SEEN, alone=alone, in_turn=in_turn)
-    for in_turn in (True, False)
-    for alone in (True, False)
-}
+#: The tenant's best-ranked job, or else the one that was looked at; by whether it is alone.
+TAKE_IN_TURN = {alone: _take(_first_of_tenant(2), alone=alone) for alone in (True, False)}
+TAKE_SEEN = {alone: _take(_FIRST_SEEN, alone=alone) for alone in (True, False)}
+#: When others have locked the first few.
+TAKE_FARTHER = _take(_first_of_tenant(1_000), alone=True)

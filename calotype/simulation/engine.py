@@ -75,6 +75,7 @@ class _Simulation:
         while self._events:
             now = self._events[0][0]
             self._fairness.advance(now)
+            self._world.now = now
             # Everything that happens at the same moment is known before a device chooses.
             while self._events and self._events[0][0] == now:
                 heapq.heappop(self._events)[2](now)
@@ -167,12 +168,10 @@ class _Simulation:
         device.affinity.note(now, passed=choice.passed)
         total = sum(job.spec.units for job in choice.jobs)
         clock = self._world.clock(device)
-        if not choice.passed:
-            self._world.begin_turn(device.spec.pool, choice.jobs[0].spec.tenant, clock)
         for job in choice.jobs:
             job.batch_jobs = len(choice.jobs)
             part = job.spec.units / total
-            self._world.take(device, job, part, now, clock)
+            self._world.take(device, job, part, clock)
         loading = device.load(choice.jobs[0].spec.model)
         seconds = loading + duration(device, choice.jobs)
         device.call = Call(jobs=choice.jobs, began=now, loading=loading, seconds=seconds)

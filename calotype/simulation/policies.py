@@ -64,8 +64,8 @@ def by_turn(world: World, device: Device) -> Sequence[str]:
     clock = world.clock(device)
 
     def key(name: str) -> tuple[float, bool, float, int]:
-        share = shares[name]
-        return turn(world.vtime(pool, name, clock), idle=share.idle, running=share.running, own=share.vtime)
+        share, own = shares[name], world.standing(pool, name).vtime
+        return turn(world.vtime(pool, name, clock), idle=share.idle, running=share.running, own=own)
 
     return sorted(waiting, key=key)
 

@@ -12,6 +12,7 @@ from calotype.jobs import State
 from calotype.scheduling import (
     Affinity,
     Rate,
+    Standing,
     charge,
     effective_vtime,
     estimate_seconds,
@@ -19,6 +20,7 @@ from calotype.scheduling import (
     head_start,
     pool_clock,
     same_line,
+    standing,
 )
 from calotype.simulation.trace import Trace, TraceJob, TraceTenant, TraceWorker
 
@@ -133,9 +135,12 @@ class Share:
 
     #: None before its first job there.
     vtime: float | None = None
-    #: What it was when a job was last taken in the tenant's turn, before the charge.
-    began: float = 0.0
+    #: The same without what is charged for the jobs that run.
+    settled: float = 0.0
     running: int = 0
+    #: Parts of devices that these take up, and the sum of the parts, each times its beginning.
+    devices: float = 0.0
+    device_starts: float = 0.0
     idle: bool = True
     #: Of the worker that took a job last.
     queues: Sequence[str] = ()
@@ -186,6 +191,8 @@ class World:
     """All of it at one moment."""
 
     def __init__(self, trace: Trace, *, longest_wait: float, longest_streak: int) -> None:
+        #: Seconds.
+        self.now = 0.0
         self.tenants: dict[str, TraceTenant] = {tenant.name: tenant for tenant in trace.tenants}
         self.devices = [
             Device(spec=worker, affinity=Affinity(longest_wait=longest_wait, longest_streak=longest_streak))
@@ -203,21 +210,33 @@ class World:
 
     def clock(self, device: Device) -> float | None:
         """The virtual time that the device's pool has come to."""
-        shares, queues = self.shares[device.spec.pool], device.spec.queues
-        known = {name: share.vtime for name, share in shares.items() if share.vtime is not None}
+        pool, queues = device.spec.pool, device.spec.queues
+        shares = self.shares[pool]
+        known = {name: self.standing(pool, name) for name, share in shares.items() if share.vtime is not None}
         waiting = (
-            vtime
-            for name, vtime in known.items()
+            one
+            for name, one in known.items()
             if not shares[name].idle and self.has_room(name) and self.waiting.of(name, queues)
         )
-        served = [share for share in shares.values() if same_line(share.queues, queues)]
-        began = [share.began for share in served] if any(share.running for share in served) else []
-        return pool_clock(waiting=waiting, began=began, known=known.values())
+        line = [one for name, one in known.items() if same_line(shares[name].queues, queues)]
+        return pool_clock(waiting=waiting, line=line, known=known.values())
+
+    def standing(self, pool: str, tenant: str) -> Standing:
+        """Of a tenant that had something of the pool."""
+        share = self.shares[pool][tenant]
+        return standing(
+            vtime=share.vtime or 0.0,
+            settled=share.settled,
+            device_seconds=max(0.0, share.devices * self.now - share.device_starts),
+            weight=self.tenants[tenant].weight,
+            running=share.running,
+        )
 
     def vtime(self, pool: str, tenant: str, clock: float | None) -> float:
         """The tenant's effective virtual time."""
         share = self.shares[pool][tenant]
-        return effective_vtime(share.vtime, idle=share.idle, floor=clock)
+        own = self.standing(pool, tenant).vtime if share.vtime is not None else None
+        return effective_vtime(own, idle=share.idle, floor=clock)
 
     def has_room(self, tenant: str) -> bool:
         return has_room(self.running[tenant], self.tenants[tenant].max_running)
@@ -233,35 +252,41 @@ class World:
         rates = (self.rates.get((spec.queue, spec.model)), self.rates.get((spec.queue, ANY_MODEL)))
         return estimate_seconds(work_of(spec), spec.kind, rates)
 
-    def begin_turn(self, pool: str, tenant: str, clock: float | None) -> None:
-        """The tenant is served because it is its turn; before its job is taken."""
-        self.shares[pool][tenant].began = self.vtime(pool, tenant, clock)
-
-    def take(self, device: Device, job: SimJob, part: float, now: float, clock: float | None) -> None:
+    def take(self, device: Device, job: SimJob, part: float, clock: float | None) -> None:
         """The claim: running, and charged by estimate."""
         pool, tenant = device.spec.pool, job.spec.tenant
-        share = self.shares[pool][tenant]
-        job.charged = charge(self.estimate(job), self.tenants[tenant].weight)
-        share.vtime = self.vtime(pool, tenant, clock) + job.charged
-        share.queues = device.spec.queues
+        share, own = self.shares[pool][tenant], self.standing(pool, tenant).vtime
+        raised, overdue = self.vtime(pool, tenant, clock) - own, own - (share.vtime or 0.0)
+        job.charged = charge(self.estimate(job), self.tenants[tenant].weight) + overdue
+        share.vtime = (share.vtime or 0.0) + raised + job.charged
+        share.settled += raised
+        share.devices += part
+        share.device_starts += part * self.now
         share.running += 1
         self.running[tenant] += 1
-        # At its limit it waits of its own accord, and does not save up time meanwhile.
-        share.idle = not self.has_room(tenant)
         self.waiting.remove(job)
-        job.state, job.pool, job.batch_share, job.claimed_at = State.RUNNING, pool, part, now
+        # With nothing waiting, or at its limit, it could not use more, and does not save up time meanwhile.
+        waits = self.waiting.of(tenant, sorted({*share.queues, *device.spec.queues}))
+        share.idle = not self.has_room(tenant) or not waits
+        share.queues = device.spec.queues
+        job.state, job.pool, job.batch_share, job.claimed_at = State.RUNNING, pool, part, self.now
         job.attempt += 1
-        job.started_at = now if job.started_at is None else job.started_at
+        job.started_at = self.now if job.started_at is None else job.started_at
 
     def settle(self, job: SimJob, seconds: float) -> None:
         """Out of a worker's hands, its state changed already: what was charged is replaced by what was measured."""
         tenant = job.spec.tenant
-        share = self.shares[job.pool][tenant]
-        share.vtime = (share.vtime or 0.0) + charge(seconds, self.tenants[tenant].weight) - job.charged
-        # A turn that came after too high an estimate began earlier than it seemed.
-        share.began = min(share.began, share.vtime)
+        share, took = self.shares[job.pool][tenant], charge(seconds, self.tenants[tenant].weight)
+        share.vtime = (share.vtime or 0.0) + took - job.charged
         share.running -= 1
         self.running[tenant] -= 1
+        if share.running:
+            share.settled += took
+            share.devices -= job.batch_share
+            share.device_starts -= job.batch_share * job.claimed_at
+        else:
+            # All is settled, and no rounding is carried on.
+            share.settled, share.devices, share.device_starts = share.vtime, 0.0, 0.0
         job.gpu_seconds += seconds
         self.note_idle(tenant)
 

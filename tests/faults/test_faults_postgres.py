@@ -14,6 +14,7 @@ import psycopg
 from sqlalchemy.engine import make_url
 
 from calotype.jobs import Job, State
+from calotype.tenants import Tenant
 from tests.faults.accounting import Accounts
 from tests.faults.conftest import LEASE
 from tests.faults.processes import Processes
@@ -152,6 +153,14 @@ def row_lock(database_url: str, job_id: UUID) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def share_lock(database_url: str, tenant_id: UUID) -> Iterator[None]:
+    """The same with what a tenant has had of the pool."""
+    with client(database_url) as connection, connection.transaction():
+        connection.execute("SELECT FROM shares WHERE tenant_id = %s FOR UPDATE", (tenant_id,))
+        yield
+
+
 def test_an_idle_client_that_holds_the_lock_of_a_running_job_delays_its_end_and_no_other(
     processes: Processes,
     submit: Submit,
@@ -186,3 +195,24 @@ def test_an_idle_client_that_holds_the_lock_of_a_queued_job_stops_no_other(
         accounts.wait([one.id for one in others])
         assert accounts.jobs()[first.id].state is State.QUEUED
     accounts.settle([first.id, *(one.id for one in others)])
+
+
+def test_an_idle_client_that_holds_the_lock_of_a_tenants_share_stops_no_other_tenant(
+    processes: Processes,
+    submit: Submit,
+    accounts: Accounts,
+    database_url: str,
+    tenant: Tenant,
+    make_tenant: Callable[..., Tenant],
+) -> None:
+    processes.reconciler()
+    processes.worker("one"), processes.worker("two")
+    before = submit()
+    accounts.wait([before.id])
+    other = make_tenant()
+    with share_lock(database_url, tenant.id):
+        # It is the turn of the first at every claim.
+        locked, others = submit(), [submit(tenant=other) for _ in range(5)]
+        accounts.wait([job.id for job in others])
+        assert accounts.jobs()[locked.id].state is State.QUEUED
+    accounts.settle([before.id, locked.id, *(job.id for job in others)])

@@ -33,20 +33,6 @@ def explained(engine: Engine) -> Callable[[Job], Explanation]:
 
 
 @pytest.fixture
-def make_idle(engine: Engine, make_worker: Callable[..., UUID]) -> Callable[..., UUID]:
-    """``make_idle(queues=(…), **columns)``: a worker that is idle and looks for work."""
-
-    def make(queues: tuple[str, ...] = (GENERATE,), name: str = "worker", **columns: Any) -> UUID:
-        worker_id = make_worker(queues, name)
-        values = {"state": "idle", "looked_at": sa.func.now(), **columns}
-        with transaction(engine) as conn:
-            conn.execute(tables.workers.update().where(tables.workers.c.id == worker_id).values(**values))
-        return worker_id
-
-    return make
-
-
-@pytest.fixture
 def claim(engine: Engine) -> Callable[[UUID], Job]:
     def take(worker_id: UUID) -> Job:
         with transaction(engine) as conn:

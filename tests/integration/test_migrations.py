@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine
 
-from calotype import tables
-from calotype.database import migrate, pending_migrations, transaction
+from calotype import queue, tables
+from calotype.database import _alembic, migrate, pending_migrations, transaction
+from calotype.jobs import Job
 
 CONSTRAINTS = """
 SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint
@@ -72,3 +75,22 @@ def test_an_empty_database_has_everything_pending(engine: Engine) -> None:
     with transaction(engine) as conn:
         conn.execute(sa.text("DROP TABLE alembic_version"))
     assert pending_migrations(engine)[0] == "0001"
+
+
+def test_the_shares_of_jobs_that_run_are_reckoned_when_they_begin_to_be_measured(
+    engine: Engine, make_job: Callable[..., Job], make_worker: Callable[..., UUID]
+) -> None:
+    for _ in range(2):
+        make_job()
+        with transaction(engine) as conn:
+            assert queue.claim(conn, make_worker(), ["diffusion.generate"], 60.0)
+    shares = sa.select(tables.shares.c.settled, tables.shares.c.devices, tables.shares.c.device_starts)
+    with transaction(engine) as conn:
+        before = conn.execute(shares).one()
+        config = _alembic(engine)
+        config.attributes["connection"] = conn
+        command.downgrade(config, "0002")
+        assert "began" in {column["name"] for column in sa.inspect(conn).get_columns("shares")}
+    migrate(engine)
+    with transaction(engine) as conn:
+        assert conn.execute(shares).one() == pytest.approx(before)

@@ -459,6 +459,46 @@ def test_queue_stats_count_what_waits_and_what_runs(
     assert stats["diffusion.benchmark"].depth == 0
 
 
+def test_jobs_that_follow_another_wait_and_may_not_start(engine: Engine, make_job: Callable[..., Job]) -> None:
+    equal = {"cache_key": "a" * 64, "any_seed_key": "b" * 64}
+    for _ in range(3):
+        make_job(**equal)
+    (one,) = _do(engine, lookup.queue_stats, ["diffusion.generate"])
+    assert (one.depth, one.runnable, one.at_least) == (3, 1, False)
+
+
+def test_what_waits_is_counted_up_to_a_bound_and_says_so(
+    engine: Engine, make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lookup, "MOST_COUNTED", 3)
+    first = make_job()
+    make_job()
+    (few,) = _do(engine, lookup.queue_stats, ["diffusion.generate"])
+    assert (few.depth, few.runnable, few.at_least) == (2, 2, False)
+
+    for _ in range(3):
+        make_job()
+    with transaction(engine) as conn:
+        earlier = sa.func.now() - timedelta(hours=1)
+        conn.execute(tables.jobs.update().where(tables.jobs.c.id == first.id).values(available_at=earlier))
+    (many,) = _do(engine, lookup.queue_stats, ["diffusion.generate"])
+    assert (many.depth, many.runnable, many.at_least) == (3, 3, True)
+    # Of all, not of those that were counted.
+    assert 3600 <= many.oldest_wait_seconds < 7200
+
+
+def test_counting_what_waits_reads_an_index_of_its_own_alone(engine: Engine) -> None:
+    values = {"queues": ["diffusion.generate"], "most": lookup.MOST_COUNTED}
+    with transaction(engine) as conn:
+        # A table of a few rows is read as a whole whatever indexes there are.
+        conn.execute(sa.text("SET LOCAL enable_seqscan = off"))
+        plan = conn.execute(sa.text(f"EXPLAIN {lookup._COUNTS.text}"), values).scalars().all()
+    scans = [line for line in plan if " on jobs " in line]
+    assert len(scans) == 5
+    assert sum("Index Only Scan using jobs_waiting_idx" in line for line in scans) == 4
+    assert not [line for line in plan if "Sort" in line]
+
+
 def test_the_database_refuses_a_held_job_without_a_lease(engine: Engine, running: Job) -> None:
     with pytest.raises(sa.exc.IntegrityError, match="jobs_held_has_lease_check"):
         _do(engine, lambda conn: conn.execute(tables.jobs.update().values(lease_expires_at=None)))

@@ -71,21 +71,56 @@ def test_every_way_out_of_a_workers_hands_settles(floor: Floor, owner: Tenant, w
     assert floor.job(job.id).gpu_seconds == pytest.approx(100.0, abs=5.0)
     share = floor.share(owner)
     assert share["vtime"] == pytest.approx(50.0, abs=5.0)
-    # Only what can be claimed now keeps a tenant active.
-    assert (share["running"], share["idle"]) == (0, way not in ("release", "reap"))
+    assert share["settled"] == share["vtime"]
+    assert (share["running"], share["devices"], share["idle"]) == (0, 0.0, True)
     (day,) = _usage(floor, owner)
     assert day.gpu_seconds == pytest.approx(100.0, abs=5.0)
     assert (day.jobs, day.images) == (int(way in ("fail", "cancel")), 0)
 
 
-def test_a_turn_that_came_after_too_high_an_estimate_began_earlier_than_it_seemed(floor: Floor, owner: Tenant) -> None:
-    floor.submit(owner, 2, kind=Kind.TRAIN)
+def test_of_a_job_that_runs_is_known_what_is_charged_and_what_it_took_until_now(floor: Floor, owner: Tenant) -> None:
+    floor.submit(owner, 3, kind=Kind.TRAIN)
     first, second = floor.take(), floor.take()
-    assert floor.share(owner)["began"] == first.charged
-    for job in (first, second):
-        floor.left(job, 10.0, queue.fail, WRONG)
     share = floor.share(owner)
-    assert share["vtime"] == pytest.approx(10.0, abs=5.0) and share["began"] == share["vtime"]
+    assert (share["vtime"], share["settled"]) == (first.charged + second.charged, 0.0)
+    assert first.started_at is not None and second.started_at is not None
+    assert share["devices"] == 2.0
+    assert share["device_starts"] == pytest.approx(first.started_at.timestamp() + second.started_at.timestamp())
+    floor.left(first, 10.0, queue.fail, WRONG)
+    share = floor.share(owner)
+    assert share["settled"] == pytest.approx(5.0, abs=2.5)
+    assert share["vtime"] == pytest.approx(share["settled"] + second.charged)
+    assert share["devices"] == 1.0
+
+
+def test_a_job_that_takes_longer_than_was_charged_is_charged_meanwhile_with_the_next_and_once_in_the_end(
+    floor: Floor, owner: Tenant
+) -> None:
+    floor.submit(owner, 3)
+    long = floor.take()
+    _set_back(floor, long, 1000.0)
+    assert floor.take().charged == pytest.approx((1000.0 - 5.0) / 2 + long.charged, abs=2.5)
+    assert floor.share(owner)["vtime"] == pytest.approx((1000.0 + 5.0) / 2, abs=2.5)
+    _set_back(floor, long, 0.0)
+    floor.finish(long, 1000.0)
+    floor.finish(_held(floor, owner), 1.0)
+    assert floor.share(owner)["vtime"] == pytest.approx(500.5, abs=5.0)
+
+
+def _set_back(floor: Floor, job: Job, seconds: float) -> None:
+    """As if the job, which takes a device of its own, had been claimed so much earlier."""
+    assert job.started_at is not None
+    began, shares = job.started_at - timedelta(seconds=seconds), tables.shares
+    moved = (floor.job(job.id).started_at or began) - began
+    values = {"device_starts": shares.c.device_starts - moved.total_seconds()}
+    floor.change(job, started_at=began)
+    floor.do(lambda conn: conn.execute(shares.update().where(shares.c.tenant_id == job.tenant_id).values(**values)))
+
+
+def _held(floor: Floor, tenant: Tenant) -> Job:
+    jobs = tables.jobs
+    mine = sa.select(jobs).where(jobs.c.tenant_id == tenant.id, jobs.c.state == "running")
+    return floor.do(lambda conn: Job.from_row(conn.execute(mine).mappings().one()))  # type: ignore[no-any-return]
 
 
 def test_device_time_of_all_attempts_is_added_up(floor: Floor, owner: Tenant) -> None:

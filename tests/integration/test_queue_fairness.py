@@ -44,6 +44,48 @@ def test_weights_of_3_to_1_give_device_seconds_of_3_to_1(
     assert had[heavy.id] / sum(had.values()) == pytest.approx(0.75, rel=0.05)
 
 
+@pytest.mark.parametrize("devices", [1, 2, 3])
+def test_short_jobs_of_which_nothing_is_known_are_given_time_by_weight_from_the_first_on(
+    floor: Floor, make_tenant: Callable[..., Tenant], devices: int
+) -> None:
+    heavy, light = make_tenant(weight=3.0), make_tenant(weight=1.0)
+    floor.submit(heavy, 200)
+    floor.submit(light, 200)
+    # Each is charged with 5 s until the first has ended.
+    Devices(floor, devices, _short()).run(200)
+    assert _given(floor, heavy) / _given(floor, light) == pytest.approx(3.0, rel=0.05)
+
+
+@pytest.mark.parametrize("wrong", [50.0, 0.02])
+def test_who_comes_beside_jobs_with_a_wrong_estimate_does_not_pay_for_it(
+    floor: Floor, make_tenant: Callable[..., Tenant], wrong: float
+) -> None:
+    heavy, light, seconds = make_tenant(weight=3.0), make_tenant(weight=1.0), _short()
+    floor.submit(heavy, 20)
+    floor.submit(heavy, 4, work=wrong)
+    floor.submit(heavy, 200)
+    devices = Devices(floor, 2, seconds)
+    devices.run(21)
+    before = _given(floor, heavy)
+    # Two of the wrong ones run.
+    floor.submit(light, 200)
+    devices.run(200)
+    assert (_given(floor, heavy) - before) / _given(floor, light) == pytest.approx(3.0, rel=0.05)
+
+
+def _short() -> Callable[[Job], float]:
+    """Seconds of jobs: the same whenever a job is asked about."""
+    dice, taken = random.Random(7), {}  # type: ignore[var-annotated]
+    return lambda job: taken.setdefault(job.id, dice.uniform(0.05, 0.15))
+
+
+def _given(floor: Floor, tenant: Tenant) -> float:
+    """Device-seconds that are settled."""
+    jobs = tables.jobs
+    total = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.gpu_seconds), 0.0)).where(jobs.c.tenant_id == tenant.id)
+    return float(floor.do(lambda conn: conn.execute(total).scalar_one()))
+
+
 def test_a_changed_weight_counts_from_the_next_claim(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
     one, other = make_tenant("one"), make_tenant("other")
     floor.submit(one, 30)
@@ -133,6 +175,19 @@ def test_a_tenant_that_waits_out_a_backoff_lets_nobody_begin_in_the_past(
     assert counted(floor.owners(9)) == {busy.id: 3, new.id: 3, failing.id: 3}
 
 
+def test_a_tenant_whose_one_long_job_runs_saves_nothing_up(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
+    research, shop = make_tenant(), make_tenant()
+    floor.submit(research, kind=Kind.TRAIN)
+    training = floor.take()
+    floor.submit(shop, 60)
+    floor.owners(30)
+    # It was charged with 600 s; the shop had 3,000 s meanwhile.
+    floor.submit(research, 30)
+    assert counted(floor.owners(10)) == {research.id: 5, shop.id: 5}
+    floor.finish(training, 600.0)
+    assert counted(floor.owners(10)) == {research.id: 5, shop.id: 5}
+
+
 def test_a_tenant_at_its_limit_saves_nothing_up(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
     limited, busy = make_tenant("limited", max_running=1), make_tenant("busy")
     floor.submit(limited, 30)
@@ -182,6 +237,37 @@ def test_a_job_that_is_being_looked_at_is_passed_over_for_the_next_of_its_tenant
     with engine.begin() as conn:
         conn.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id == first.id).with_for_update())
         assert floor.take().id == second.id
+    assert floor.take().id == first.id
+
+
+def test_jobs_that_others_hold_hide_none_of_the_rest_of_their_tenant(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant]
+) -> None:
+    jobs = floor.submit(make_tenant(), 6)
+    with engine.begin() as conn:
+        held = [job.id for job in jobs[:5]]
+        conn.execute(sa.select(tables.jobs.c.id).where(tables.jobs.c.id.in_(held)).with_for_update())
+        assert floor.take().id == jobs[5].id
+        assert floor.claim().jobs == ()
+    assert [floor.take().id for _ in held] == held
+
+
+@pytest.mark.parametrize("locked", ["share", "limit"])
+def test_whoever_holds_the_lock_of_a_tenant_stops_no_job_of_others(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant], locked: str
+) -> None:
+    stuck, other = make_tenant(max_running=3), make_tenant()
+    alike = {"batch_key": "alike", "batch_limit": 4}
+    for tenant in (stuck, other):
+        floor.submit(tenant)
+        floor.finish(floor.take(), 1.0 if tenant is stuck else 2.0)
+    (first,), (second, third) = floor.submit(stuck, **alike), floor.submit(other, 2, **alike)
+    key = tables.shares.c.tenant_id if locked == "share" else tables.tenants.c.id
+    with engine.begin() as conn:
+        conn.execute(sa.select(key).where(key == stuck.id).with_for_update())
+        # It would be the turn of the first, and it could join the batch of the others.
+        assert {job.id for job in floor.claim(most_units=4).jobs} == {second.id, third.id}
+        assert floor.claim().jobs == ()
     assert floor.take().id == first.id
 
 
