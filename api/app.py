@@ -11,7 +11,7 @@ from api.services import EXTENSION, Services
 from api.uploads import UploadRequest
 from api.watch import Watcher
 from calotype.artifacts import ObjectStore
-from calotype.database import connect_engine
+from calotype.database import autocommitting, connect_engine
 from calotype.doorbell import Doorbell
 from calotype.settings import Settings
 
@@ -36,10 +36,11 @@ def create_app(
         MAX_FORM_PARTS=MAX_FORM_PARTS,
         PROVIDE_AUTOMATIC_OPTIONS=False,
     )
-    engine = engine or connect_engine(settings, application_name="calotype-api")
+    engine, statements = _engines(settings) if engine is None else (engine, autocommitting(engine))
     here = Services(
         settings=settings,
         engine=engine,
+        statements=statements,
         store=store or ObjectStore(settings),
         doorbell=doorbell or Doorbell(settings),
         watcher=Watcher(engine, settings),
@@ -59,3 +60,12 @@ def create_app(
     for open_part in (service, document, pages):
         app.register_blueprint(open_part.blueprint)
     return app
+
+
+def _engines(settings: Settings) -> tuple[sa.Engine, sa.Engine]:
+    """For transactions and for single statements; half of the connections each."""
+    pool = max(1, settings.database_pool // 2)
+    return (
+        connect_engine(settings, application_name="calotype-api", pool_size=pool),
+        connect_engine(settings, application_name="calotype-api", pool_size=pool, autocommit=True),
+    )

@@ -6,7 +6,7 @@ from flask import g, request
 
 from api.services import services
 from calotype import tenants
-from calotype.database import transaction
+from calotype.database import statement
 from calotype.errors import Forbidden, Unauthenticated
 from calotype.tenants import Principal, Scope
 
@@ -22,7 +22,7 @@ def authenticate() -> Principal:
         raise Unauthenticated("No API key was given; send the header `Authorization: Bearer <key>`.")
     if scheme.lower() != "bearer" or not key.strip():
         raise Unauthenticated("The Authorization header must read `Bearer <key>`.")
-    with transaction(services().engine) as conn:
+    with statement(services().statements) as conn:
         return tenants.authenticate(conn, key.strip())
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-import uuid
 from contextlib import ExitStack
 from urllib.parse import quote
 
@@ -13,6 +12,7 @@ from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from calotype import log
+from calotype.ids import new_id
 
 logger = logging.getLogger("api.access")
 
@@ -35,7 +35,7 @@ def install(app: Flask, registry: CollectorRegistry) -> None:
 
     def begin() -> None:
         given = request.headers.get("X-Request-ID", "")
-        g.request_id = given if SANE_REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        g.request_id = given if SANE_REQUEST_ID.fullmatch(given) else str(new_id())
         g.began = time.perf_counter()
         g.log_context = ExitStack()
         g.log_context.enter_context(log.context(request_id=g.request_id))

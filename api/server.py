@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import logging
 import resource
@@ -209,4 +210,8 @@ class Server(BaseApplication):  # type: ignore[misc]
         # In the worker process, after the fork: connections and threads do not survive one.
         from api.app import create_app
 
-        return create_app(self.settings)
+        app = create_app(self.settings)
+        # All that is loaded stays: without this the collector goes through it again and again.
+        gc.collect()
+        gc.freeze()
+        return app

@@ -13,6 +13,7 @@ from api.turns import Permits, Turns
 from api.watch import Watcher
 from calotype.artifacts import ObjectStore
 from calotype.doorbell import Doorbell
+from calotype.references import Memory
 from calotype.settings import Settings
 
 EXTENSION = "calotype"
@@ -23,10 +24,15 @@ class Services:
     """Settings and connections of this process."""
 
     settings: Settings
+    #: For transactions of several statements.
     engine: sa.Engine
+    #: For single statements, see :func:`calotype.database.statement`.
+    statements: sa.Engine
     store: ObjectStore
     doorbell: Doorbell
     watcher: Watcher
+    #: What names of models meant lately.
+    memory: Memory = field(default_factory=Memory)
     #: Requests that are worked on at once.
     turns: Turns
     #: Set when the process begins to stop: whoever waits is answered at once.
@@ -45,6 +51,7 @@ class Services:
         self.watcher.close()
         self.doorbell.close()
         self.engine.dispose()
+        self.statements.dispose()
 
 
 def services() -> Services:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from psycopg.errors import DeadlockDetected
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from calotype.errors import DependencyDown
@@ -34,8 +35,13 @@ KEEPALIVE = (10, 5, 3)
 MIGRATION_LOCK = 0x63616C6F74797065  # "calotype"
 
 
-def connect_engine(settings: Settings, *, application_name: str, pool_size: int | None = None) -> sa.Engine:
-    """An engine for ``settings.database_url``; connects lazily, checks a pooled connection before use."""
+def connect_engine(
+    settings: Settings, *, application_name: str, pool_size: int | None = None, autocommit: bool = False
+) -> sa.Engine:
+    """An engine for ``settings.database_url``; connects lazily, looks at a pooled connection before use.
+
+    With ``autocommit`` its connections are for :func:`statement`.
+    """
     settings.require("database_url")
     url = make_url(settings.database_url or "").set(drivername="postgresql+psycopg")
     idle, interval, count = KEEPALIVE
@@ -46,12 +52,14 @@ def connect_engine(settings: Settings, *, application_name: str, pool_size: int 
         # long the reconciler that ran there would hold the leader's lock.
         f"-c tcp_keepalives_idle={idle} -c tcp_keepalives_interval={interval} -c tcp_keepalives_count={count}"
     )
-    return sa.create_engine(
+    engine = sa.create_engine(
         url,
         pool_size=pool_size or settings.database_pool,
         max_overflow=0,
+        # The connection used last has its statements prepared and planned.
+        pool_use_lifo=True,
+        isolation_level="AUTOCOMMIT" if autocommit else None,
         pool_timeout=10,
-        pool_pre_ping=True,
         connect_args={
             "application_name": application_name,
             "connect_timeout": 5,
@@ -62,6 +70,26 @@ def connect_engine(settings: Settings, *, application_name: str, pool_size: int 
             "tcp_user_timeout": 30_000,
         },
     )
+    sa.event.listen(engine, "checkout", _refuse_if_hung_up)
+    return engine
+
+
+def autocommitting(engine: sa.Engine) -> sa.Engine:
+    """An engine for :func:`statement` that shares the connections of ``engine``; slower than one with its own."""
+    return engine.execution_options(isolation_level="AUTOCOMMIT")
+
+
+def _refuse_if_hung_up(connection: Any, _record: object, _proxy: object) -> None:
+    """Makes the pool connect anew when Postgres has closed its connections.
+
+    An idle connection has nothing to say. What can be read of it is its end, or the words before that: a look at the
+    socket tells, where a ping would cost every transaction one more round trip. Of a peer that is gone without a word
+    the keepalives tell, and a ping would have to wait for them, too.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if connection.closed or poll.poll(0):
+        raise InvalidatePoolError("Postgres has closed an idle connection.")
 
 
 @contextmanager
@@ -72,9 +100,27 @@ def transaction(engine: sa.Engine) -> Iterator[sa.Connection]:
         DependencyDown: Postgres cannot be reached or went away; the transaction did not commit, except that a
             connection lost *during* COMMIT leaves that open.
     """
+    with _naming_outages(), engine.begin() as conn:
+        yield conn
+
+
+@contextmanager
+def statement(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection for single statements, each a transaction of its own: without BEGIN and COMMIT it costs half.
+
+    ``engine`` is one with autocommit.
+
+    Raises:
+        DependencyDown: as :func:`transaction`.
+    """
+    with _naming_outages(), engine.connect() as conn:
+        yield conn
+
+
+@contextmanager
+def _naming_outages() -> Iterator[None]:
     try:
-        with engine.begin() as conn:
-            yield conn
+        yield
     except (OperationalError, InterfaceError, PoolTimeout) as exc:
         raise _away(exc) from exc
     except DBAPIError as exc:

@@ -32,6 +32,9 @@ JOBS_CHANNEL = "calotype:jobs"
 SOCKET_TIMEOUT = 2.0
 #: Longest pause between tries while the broker is away.
 MAX_PAUSE = 5.0
+#: So many rings at once, and so many a second for as long as more are wanted: by then no worker sleeps, and what each
+#: ring costs would only slow down whoever submits.
+MOST_RINGS, RINGS_A_SECOND = 32, 50.0
 #: Jobs that wait to be announced; of those beyond, nothing is said. Whoever listens also looks by itself.
 MAX_ANNOUNCED = 10_000
 
@@ -68,6 +71,22 @@ def redis_client(settings: Settings) -> Redis:
     )
 
 
+class _Pace:
+    """Lets so many pass at once, and so many a second after that (a token bucket)."""
+
+    def __init__(self, most: int, a_second: float) -> None:
+        self._most, self._a_second = most, a_second
+        self._left, self._at = float(most), time.monotonic()
+
+    def keep(self, count: int) -> None:
+        """Notes that so many have passed; sleeps when they were too many."""
+        now = time.monotonic()
+        self._left = min(self._most, self._left + (now - self._at) * self._a_second) - count
+        self._at = now
+        if self._left < 0:
+            time.sleep(-self._left / self._a_second)
+
+
 class Doorbell:
     """Speaks from a thread of its own. One a process; close it at the end."""
 
@@ -80,6 +99,7 @@ class Doorbell:
         self._changed = threading.Condition()
         self._closed = False
         self._down = False
+        self._pace = _Pace(MOST_RINGS, RINGS_A_SECOND)
         self._thread: threading.Thread | None = None
 
     def ring(self, queue: str) -> None:
@@ -140,6 +160,7 @@ class Doorbell:
                 jobs, self._jobs = self._jobs, set()
             # Rings first: a worker waits for them, and for the others only somebody who watches.
             failed = {queue for queue in queues if not self._ring(queue)}
+            self._pace.keep(len(queues))
             untold = set() if not failed and self._announce(jobs) else jobs
             if not (failed or untold):
                 pause = 0.1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from uuid import UUID
 
 import uuid_utils
@@ -20,4 +20,5 @@ def new_dataset_id() -> str:
 
 def draw_seed() -> int:
     """A seed for a job that names none: 32 bits, so that people can write it down."""
-    return secrets.randbits(32)
+    # Nothing is to be kept secret here, and Python seeds this generator anew in every process.
+    return random.getrandbits(32)

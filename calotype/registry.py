@@ -132,16 +132,26 @@ def find_version(conn: sa.Connection, tenant_id: UUID, ref: str, *, hold: bool =
         NotFound: nothing that this tenant may see has that name or version.
     """
     name, version = parse_ref(ref)
-    statement = sa.select(models).where(_visible(tenant_id), models.c.name == name)
-    if version is not None:
-        statement = statement.where(models.c.version == version)
-    statement = statement.order_by(models.c.tenant_id.is_(None), models.c.version.desc()).limit(1)
-    if hold:
-        statement = statement.with_for_update(read=True, key_share=True)
-    row = conn.execute(statement).mappings().one_or_none()
+    values = {"tenant_id": tenant_id, "name": name, "version": version}
+    row = conn.execute(_FIND_AND_HOLD if hold else _FIND, values).mappings().one_or_none()
     if row is None:
         raise NotFound(f"There is no model {ref!r}. GET /v1/models lists those you may use.")
     return ModelVersion.from_row(row)
+
+
+# Built once, for every submission looks for its model.
+_VERSION = sa.bindparam("version", type_=sa.Integer)
+_FIND = (
+    sa.select(models)
+    .where(
+        sa.or_(models.c.tenant_id == sa.bindparam("tenant_id"), models.c.tenant_id.is_(None)),
+        models.c.name == sa.bindparam("name"),
+        sa.or_(_VERSION.is_(None), models.c.version == _VERSION),
+    )
+    .order_by(models.c.tenant_id.is_(None), models.c.version.desc())
+    .limit(1)
+)
+_FIND_AND_HOLD = _FIND.with_for_update(read=True, key_share=True)
 
 
 def list_models(

@@ -11,12 +11,13 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
-from calotype import datasets, keys, registry
+from calotype import keys
+from calotype.datasets import Dataset
 from calotype.errors import FieldError, Invalid, NotFound
 from calotype.ids import draw_seed
-from calotype.init_images import check_init_image
 from calotype.jobs import Family, Kind
 from calotype.queue import NewJob
+from calotype.references import Held, References
 from calotype.registry import ModelVersion
 from calotype.sizes import Sizes
 from calotype.specs import Adapter, Benchmark, DiffusionGenerate, DiffusionTrain, JobRequest
@@ -25,18 +26,27 @@ Loc = tuple[str | int, ...]
 
 
 def prepare(conn: sa.Connection, tenant_id: UUID, request: JobRequest) -> NewJob:
-    """Completes a request for :func:`calotype.queue.submit`. Writes nothing.
+    """Completes a request for :func:`calotype.queue.submit`, by what the database says now.
+
+    Raises:
+        Invalid, NotFound: as :func:`complete`.
+    """
+    return complete(Held(conn, tenant_id), tenant_id, request)
+
+
+def complete(references: References, tenant_id: UUID, request: JobRequest) -> NewJob:
+    """Completes a request: what it names pinned, defaults filled in, a seed drawn. Writes nothing.
 
     Raises:
         Invalid: the model cannot do what is asked, or is of another family; names the field and the nearest value.
         NotFound: the tenant has no such model, dataset or image.
     """
     if isinstance(request, DiffusionGenerate):
-        particular = _generate(conn, tenant_id, request)
+        particular = _generate(references, request)
     elif isinstance(request, DiffusionTrain):
-        particular = _train(conn, tenant_id, request)
+        particular = _train(references, request)
     else:
-        particular = _benchmark(conn, tenant_id, request)
+        particular = _benchmark(references, request)
     return NewJob(
         tenant_id=tenant_id,
         kind=Kind(request.kind),
@@ -52,14 +62,14 @@ def prepare(conn: sa.Connection, tenant_id: UUID, request: JobRequest) -> NewJob
     )
 
 
-def _generate(conn: sa.Connection, tenant_id: UUID, request: DiffusionGenerate) -> dict[str, Any]:
-    model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
+def _generate(references: References, request: DiffusionGenerate) -> dict[str, Any]:
+    model, base = _model_and_base(references, request.model, request.family, ("model",))
     sizes = Sizes.of(base.parameters)
     given = request.input
     width, height = given.width or sizes.default_width, given.height or sizes.default_height
     sizes.check(width, ("input", "width"))
     sizes.check(height, ("input", "height"))
-    adapters = _adapters(conn, tenant_id, given.adapters, base, ("input", "adapters"))
+    adapters = _adapters(references, given.adapters, base, ("input", "adapters"))
     changes: dict[str, Any] = {
         "width": width,
         "height": height,
@@ -68,7 +78,7 @@ def _generate(conn: sa.Connection, tenant_id: UUID, request: DiffusionGenerate) 
         "adapters": [_pinned(one) for one in adapters],
     }
     if given.init_image is not None:
-        changes["init_image"] = check_init_image(conn, tenant_id, given.init_image)
+        changes["init_image"] = references.init_image(given.init_image)
         changes["strength"] = 0.6 if given.strength is None else given.strength
     spec = _spec(request, model=model.ref, input=changes)
     overlaid = [*([(model, 1.0)] if model.base is not None else []), *adapters]
@@ -94,19 +104,19 @@ def _cache(request: DiffusionGenerate, cache_key: str, any_seed_key: str) -> dic
     return {"cache": "bypass" if drawn else request.cache, "cache_key": cache_key, "any_seed_key": any_seed_key}
 
 
-def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> dict[str, Any]:
-    model, base = _model_and_base(conn, tenant_id, request.model, request.family, ("model",))
+def _train(references: References, request: DiffusionTrain) -> dict[str, Any]:
+    model, base = _model_and_base(references, request.model, request.family, ("model",))
     if model.architecture == "lora":
         raise _wrong(("model",), f"{model.ref} is an adapter; train from the model it fits, {model.base}")
     given = request.input
     resolution = given.resolution or Sizes.of(base.parameters).default_width
     Sizes.of(base.parameters).check(resolution, ("input", "resolution"))
-    if registry.is_taken(conn, tenant_id, given.output_model, Family(request.family)):
+    if references.is_taken(given.output_model, Family(request.family)):
         raise _wrong(
             ("input", "output_model"),
             f"{given.output_model!r} is a shared model or one of another family; choose another name",
         )
-    dataset = _dataset(conn, tenant_id, given.dataset)
+    dataset = _dataset(references, given.dataset)
     if given.label is not None and given.label not in dataset.labels:
         known = ", ".join(dataset.labels[:20]) or "none"
         raise _wrong(("input", "label"), f"{dataset.id} has no label {given.label!r}; it has: {known}")
@@ -124,18 +134,18 @@ def _train(conn: sa.Connection, tenant_id: UUID, request: DiffusionTrain) -> dic
     }
 
 
-def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> dict[str, Any]:
+def _benchmark(references: References, request: Benchmark) -> dict[str, Any]:
     contenders = []
     for index, contender in enumerate(request.input.contenders):
         here: Loc = ("input", "contenders", index)
-        model, base = _model_and_base(conn, tenant_id, contender.model, contender.family, (*here, "model"))
+        model, base = _model_and_base(references, contender.model, contender.family, (*here, "model"))
         contenders.append(
             {
                 **contender.model_dump(mode="json"),
                 "model": model.ref,
                 "name": contender.name or contender.model,
                 "adapters": [
-                    _pinned(one) for one in _adapters(conn, tenant_id, contender.adapters, base, (*here, "adapters"))
+                    _pinned(one) for one in _adapters(references, contender.adapters, base, (*here, "adapters"))
                 ],
                 **_sampling(base, contender.steps, contender.guidance_scale, here),
             }
@@ -143,7 +153,7 @@ def _benchmark(conn: sa.Connection, tenant_id: UUID, request: Benchmark) -> dict
     seed = request.input.seed
     changes = {
         "contenders": contenders,
-        "dataset": _dataset(conn, tenant_id, request.input.dataset).id,
+        "dataset": _dataset(references, request.input.dataset).id,
         "seed": draw_seed() if seed is None else seed,
     }
     work = float(len(contenders) * request.input.num_samples)
@@ -163,28 +173,26 @@ def _webhook(request: JobRequest) -> dict[str, str] | None:
     return {"url": request.webhook.url, **({"secret": secret.get_secret_value()} if secret is not None else {})}
 
 
-def _model_and_base(
-    conn: sa.Connection, tenant_id: UUID, ref: str, family: str, loc: Loc
-) -> tuple[ModelVersion, ModelVersion]:
+def _model_and_base(references: References, ref: str, family: str, loc: Loc) -> tuple[ModelVersion, ModelVersion]:
     """The version that is asked for, and the one whose sizes count: an adapter's base, else itself."""
     try:
-        model = registry.find_version(conn, tenant_id, ref, hold=True)
+        model = references.version(ref)
     except NotFound as exc:
         raise _wrong(loc, exc.detail, code="unknown_model") from exc
     if model.family != family:
         raise _wrong(loc, f"{model.ref} is a {model.family} model; name a {family} model or set family to it")
     if model.base is None:
         return model, model
-    return model, registry.find_version(conn, tenant_id, model.base, hold=True)
+    return model, references.version(model.base)
 
 
 def _adapters(
-    conn: sa.Connection, tenant_id: UUID, adapters: tuple[Adapter, ...], base: ModelVersion, loc: Loc
+    references: References, adapters: tuple[Adapter, ...], base: ModelVersion, loc: Loc
 ) -> list[keys.Weighted]:
     found = []
     for index, adapter in enumerate(adapters):
         try:
-            version = registry.find_version(conn, tenant_id, adapter.model, hold=True)
+            version = references.version(adapter.model)
         except NotFound as exc:
             raise _wrong((*loc, index, "model"), exc.detail, code="unknown_model") from exc
         if version.base is None:
@@ -213,9 +221,9 @@ def _sampling(base: ModelVersion, steps: int | None, guidance: float | None, loc
     return {"steps": chosen, "guidance_scale": default_guidance if guidance is None else guidance}
 
 
-def _dataset(conn: sa.Connection, tenant_id: UUID, ref: str) -> datasets.Dataset:
+def _dataset(references: References, ref: str) -> Dataset:
     try:
-        return datasets.find_dataset(conn, tenant_id, ref, hold=True)
+        return references.dataset(ref)
     except NotFound as exc:
         raise _wrong(("input", "dataset"), exc.detail, code="unknown_dataset") from exc
 

@@ -240,30 +240,31 @@ def authenticate(conn: sa.Connection, plaintext: str) -> Principal:
     Raises:
         Unauthenticated: it is unknown, revoked or expired; the three are not told apart.
     """
-    valid = sa.and_(
-        api_keys.c.sha256 == _digest(plaintext),
-        api_keys.c.revoked_at.is_(None),
-        sa.or_(api_keys.c.expires_at.is_(None), api_keys.c.expires_at > sa.func.now()),
-    )
-    row = conn.execute(_keys().where(valid)).mappings().one_or_none()
+    row = conn.execute(_OWNER, {"sha256": _digest(plaintext)}).one_or_none()
     if row is None:
         raise Unauthenticated("The API key is unknown, revoked or expired.")
-    _note_use(conn, row["id"])
+    if row.unnoted:
+        conn.execute(_NOTE_USE, {"key_id": row.id})
     return Principal(
-        tenant_id=row["tenant_id"],
-        tenant_name=row["tenant_name"],
-        key_id=row["id"],
-        scopes=frozenset(Scope(scope) for scope in row["scopes"]),
+        tenant_id=row.tenant_id,
+        tenant_name=row.tenant_name,
+        key_id=row.id,
+        scopes=frozenset(Scope(scope) for scope in row.scopes),
     )
 
 
-def _note_use(conn: sa.Connection, key_id: UUID) -> None:
-    # At most once a minute a key, so that reading does not become writing.
-    stale = sa.or_(
-        api_keys.c.last_used_at.is_(None),
-        api_keys.c.last_used_at < sa.func.now() - sa.text("interval '1 minute'"),
-    )
-    conn.execute(api_keys.update().where(api_keys.c.id == key_id, stale).values(last_used_at=sa.func.now()))
+# At most once a minute a key, so that reading does not become writing.
+_UNNOTED = "coalesce(k.last_used_at < now() - interval '1 minute', true)"
+
+# At every request: a fixed text, which costs less than a statement that is built anew.
+_OWNER = sa.text(f"""
+SELECT k.id, k.tenant_id, t.name AS tenant_name, k.scopes, {_UNNOTED} AS unnoted
+FROM api_keys k JOIN tenants t ON t.id = k.tenant_id
+WHERE k.sha256 = :sha256 AND k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > now())
+""")  # noqa: S608 - fixed texts
+
+# Of two requests at once the second finds it noted.
+_NOTE_USE = sa.text(f"UPDATE api_keys k SET last_used_at = now() WHERE k.id = :key_id AND {_UNNOTED}")  # noqa: S608
 
 
 def list_keys(conn: sa.Connection, tenant_name: str | None = None) -> list[Key]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -61,6 +62,7 @@ class WorkerProcess:
             execute=self._executor.compute,
             shutdown=self._shutdown,
             loaded=self._models.loaded,
+            resting=lambda: self._presence.draining,
         )
         self._presence = Presence(
             engine=engine, settings=settings, worker_id=self._id, name=name, queues=self._queues, report=self._report
@@ -116,3 +118,7 @@ class WorkerProcess:
     def _load_code(self) -> None:
         for name in self._queues:
             load_handler(name)
+        # All that is loaded by now stays. The collector would go through it again and again, each time for as long as a
+        # job takes to be picked up.
+        gc.collect()
+        gc.freeze()

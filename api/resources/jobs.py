@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import IO, Annotated
 from uuid import UUID
@@ -22,7 +22,7 @@ from api.services import Services, services
 from calotype import queue, specs, submission
 from calotype.database import in_transaction, transaction
 from calotype.errors import Gone, NotFound
-from calotype.jobs import Family, Job, Kind, State
+from calotype.jobs import Artifact, Family, Job, Kind, State
 from calotype.tenants import Scope
 
 blueprint = Blueprint("jobs", __name__)
@@ -121,8 +121,8 @@ def submit_job(body: specs.JobRequest, query: SubmitQuery) -> ResponseReturnValu
     here = services()
     if query.dry_run:
         return quotes.dry_run(here, principal().tenant_id, body)
-    job = _submit(here, body, key)
-    _tell_of(here, job)
+    job = submitting.submit(here, principal().tenant_id, body, key)
+    _ring_for(here, job)
     if wait:
         job = waiting.wait_until(here, job, wait, lambda now: now.state.terminal)
     response = _job_answer(here, job, 200 if wait and job.state.terminal else 202)
@@ -131,15 +131,10 @@ def submit_job(body: specs.JobRequest, query: SubmitQuery) -> ResponseReturnValu
     return response
 
 
-def _tell_of(here: Services, job: Job) -> None:
+def _ring_for(here: Services, job: Job) -> None:
+    # Nobody watches a job whose id has not been told yet: a ring is all that there is to say.
     if not job.state.terminal:
         here.doorbell.ring(job.queue)
-    here.doorbell.announce(job.id)
-
-
-def _submit(here: Services, body: specs.JobRequest, key: str | None) -> Job:
-    tenant_id = principal().tenant_id
-    return in_transaction(here.engine, lambda conn: submitting.record(conn, here.settings, tenant_id, body, key))
 
 
 @blueprint.get("/jobs")
@@ -229,7 +224,7 @@ def retry_job(job_id: str) -> ResponseReturnValue:
         return queue.retry(conn, tenant_id, old.id)
 
     job = in_transaction(here.engine, again)
-    _tell_of(here, job)
+    _ring_for(here, job)
     return _job_answer(here, job, 202)
 
 
@@ -312,7 +307,12 @@ def _etag(job: Job) -> str:
 
 
 def _job_answer(here: Services, job: Job, status: int) -> Response:
-    with transaction(here.engine) as conn:
-        artifacts = queue.artifacts_of(conn, [job.id]).get(job.id, ()) if job.state is State.SUCCEEDED else ()
-    body = serialize.job(job, artifacts, here.store)
+    body = serialize.job(job, _artifacts(here, job), here.store)
     return serialize.answer(body, status, Location=serialize.job_path(job), ETag=_etag(job))
+
+
+def _artifacts(here: Services, job: Job) -> Sequence[Artifact]:
+    if job.state is not State.SUCCEEDED:
+        return ()
+    with transaction(here.engine) as conn:
+        return queue.artifacts_of(conn, [job.id]).get(job.id, ())

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 # Reading goes through the same name, so that callers know one module.
 from calotype.lookup import JobFilter, Page, QueueStats, artifacts_of, get, list_jobs, queue_stats
+from calotype.queue.accounts import Count, usage_last
 from calotype.queue.claiming import DEFAULT_POOL, Claimant, Claimed, claim, claim_batch
 from calotype.queue.deleting import delete
 from calotype.queue.ending import acknowledge_cancel, cancel, fail, finish, job_error, release
 from calotype.queue.holding import checkpoint, heartbeat, look, progress, tell
-from calotype.queue.submitting import RETRY_AFTER_SECONDS, retry, submit
+from calotype.queue.submitting import RETRY_AFTER_SECONDS, retry, submit, submit_at_once
 from calotype.queue.sweeping import LOST, PASSED, expire, reap, tidy
 from calotype.queue.values import NewJob, Outcome
 from calotype.queue.waiting import backoff
@@ -25,6 +26,7 @@ __all__ = [
     "RETRY_AFTER_SECONDS",
     "Claimant",
     "Claimed",
+    "Count",
     "JobFilter",
     "NewJob",
     "Outcome",
@@ -52,6 +54,8 @@ __all__ = [
     "release",
     "retry",
     "submit",
+    "submit_at_once",
     "tell",
     "tidy",
+    "usage_last",
 ]

@@ -1,19 +1,26 @@
-"""Into the queue: new jobs, and jobs tried once more."""
+"""Into the queue: new jobs, and jobs tried once more.
+
+A job is written by one statement together with its first event and the client's key. In the common case, a tenant
+without a limit that has had jobs in this queue before, that statement is all.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from calotype import request_cache, tables
+from calotype import idempotency, request_cache, tables
 from calotype.errors import Conflict, LimitExceeded
 from calotype.ids import new_id
 from calotype.jobs import TERMINAL, Job, State, queue_name
 from calotype.queue import accounts, followers
 from calotype.queue.rows import interval, jobs, lock_own
 from calotype.queue.values import NewJob
+from calotype.registry import ModelVersion, parse_ref
 from calotype.scheduling import head_start
 
 #: After a refusal for too many waiting jobs.
@@ -25,51 +32,134 @@ def submit(conn: sa.Connection, new: NewJob) -> Job:
 
     Raises:
         LimitExceeded: as many jobs of the tenant wait as may.
+        KeyUsed: the client's key has made a job before.
     """
     equal = request_cache.find(conn, new.tenant_id, new.cache, new.cache_key, new.any_seed_key)
     if equal is not None and equal.finished:
-        (job,) = followers.answer(conn, equal.job, [_insert(conn, new).id])
+        (job,) = followers.answer(conn, equal.job, [_insert(conn, new, limited=False).id])
         accounts.add_usage(conn, job, cached=1)
         return job
-    _check_limit(conn, new.tenant_id)
-    open_queue(conn, queue_name(new.family, new.kind), new.tenant_id)
     job = _insert(conn, new, leader_id=followers.leader_for(equal))
     if equal is not None:
         followers.join(conn, equal, job)
     return job
 
 
-def _insert(conn: sa.Connection, new: NewJob, leader_id: UUID | None = None) -> Job:
-    values = {name: getattr(new, name) for name in _AS_GIVEN}
-    values |= {
+def submit_at_once(conn: sa.Connection, new: NewJob, versions: Mapping[str, ModelVersion]) -> Job | None:
+    """Inserts a job by one statement, which may be a transaction of its own; None, and nothing is done, when that does
+    not do.
+
+    ``versions`` is what each model reference of the request was taken to mean: compared with what it means now, and
+    held. A job that may be answered by an equal one is for :func:`submit`; so is one of a tenant with a limit, or one
+    whose key was used.
+    """
+    if new.cache != "bypass":
+        return None
+    refs = [(*parse_ref(ref), version.id) for ref, version in versions.items()]
+    names, numbers, ids = zip(*refs, strict=True) if refs else ((), (), ())
+    values = _values(new, leader_id=None, limited=True)
+    values |= {"names": list(names), "numbers": list(numbers), "ids": list(ids)}
+    times = conn.execute(_INSERT, values).one_or_none()
+    return _new_job(values, times) if times is not None else None
+
+
+def _insert(conn: sa.Connection, new: NewJob, *, leader_id: UUID | None = None, limited: bool = True) -> Job:
+    values = _values(new, leader_id=leader_id, limited=limited)
+    while (times := conn.execute(_INSERT, values).one_or_none()) is None:
+        _clear_the_way(conn, new, limited=limited)
+        values["may"] = True
+    return _new_job(values, times)
+
+
+def _values(new: NewJob, *, leader_id: UUID | None, limited: bool) -> dict[str, Any]:
+    given = new.request_key
+    values: dict[str, Any] = {name: getattr(new, name) for name in _AS_GIVEN}
+    return values | {
         "id": new_id(),
         "queue": queue_name(new.family, new.kind),
-        "state": State.QUEUED,
         "leader_id": leader_id,
-        "event_seq": 1,
         "head_start": head_start(new.priority),
         "deadline": None if new.deadline_seconds is None else interval(new.deadline_seconds),
+        "key": given.key if given is not None else None,
+        "body_sha256": given.body_sha256 if given is not None else None,
+        "may": not limited,
+        # Names of models to compare; those that were looked up in this transaction need none.
+        "names": [],
+        "numbers": [],
+        "ids": [],
     }
-    job = Job.from_row(conn.execute(_INSERT, values).mappings().one())
-    said = {"job_id": job.id, "seq": 1, "type": "state", "data": {"state": job.state, "attempt": 0}}
-    conn.execute(tables.events.insert(), said)
-    return job
+
+
+def _new_job(values: Mapping[str, Any], times: sa.Row[Any]) -> Job:
+    """The job as its row holds it. Only what Postgres gave it is read: the whole would cost a tenth of a request."""
+    given = {name: values[name] for name in _GIVEN}
+    return Job(
+        **_AT_FIRST,
+        **given,
+        created_at=times.created_at,
+        available_at=times.available_at,
+        expires_at=times.expires_at,
+    )
+
+
+def _clear_the_way(conn: sa.Connection, new: NewJob, *, limited: bool) -> None:
+    """Finds out why :data:`_INSERT` did nothing."""
+    if new.request_key is not None and idempotency.recall(conn, new.tenant_id, new.request_key) is not None:
+        raise idempotency.KeyUsed("This Idempotency-Key has made a job before.")
+    if limited:
+        _check_limit(conn, new.tenant_id)
+    open_queue(conn, queue_name(new.family, new.kind), new.tenant_id)
 
 
 # Columns that are fields of NewJob, too.
 _AS_GIVEN = tuple(name for name in NewJob.__dataclass_fields__ if name in jobs.c)
-# Built once: a statement of forty columns costs more to build than to run.
-_INSERT = (
-    jobs.insert()
-    .values(
-        **{
-            name: sa.bindparam(name, type_=jobs.c[name].type)
-            for name in (*_AS_GIVEN, "id", "queue", "state", "leader_id", "event_seq")
-        },
-        rank=sa.func.now() - sa.bindparam("head_start", type_=sa.Interval),
-        expires_at=sa.func.now() + sa.bindparam("deadline", type_=sa.Interval),
-    )
-    .returning(jobs)
+_GIVEN = (*_AS_GIVEN, "id", "queue", "leader_id")
+# With what each row begins, beside what is given.
+_AT_FIRST: Mapping[str, Any] = {
+    "state": State.QUEUED,
+    "attempt": 0,
+    "epoch": 0,
+    "event_seq": 1,
+    **dict.fromkeys(
+        ("worker_id", "started_at", "finished_at", "lease_expires_at", "progress", "checkpoint", "result", "error")
+    ),
+}
+
+# A job, its key and its first event; or nothing, when the tenant is not on the list of the queue yet, when it has a
+# limit that is to be looked at first, when a model's name means another version, or when the key was used. The lock on
+# the list is that of open_queue; that on a version is that of registry.find_version, of whose search this is a copy. A
+# key that another transaction is just using is waited for.
+_INSERT_TEXT = sa.text(f"""
+WITH place AS MATERIALIZED (
+    SELECT FROM tenant_queues q JOIN tenants t ON t.id = q.tenant_id
+    WHERE q.queue = :queue AND q.tenant_id = :tenant_id AND (:may OR t.max_queued IS NULL) AND NOT EXISTS (
+        SELECT FROM unnest(CAST(:names AS text[]), CAST(:numbers AS integer[]), CAST(:ids AS uuid[]))
+            AS named(name, number, id)
+        WHERE named.id IS DISTINCT FROM (
+            SELECT m.id FROM model_versions m
+            WHERE (m.tenant_id = :tenant_id OR m.tenant_id IS NULL) AND m.name = named.name
+                AND (named.number IS NULL OR m.version = named.number)
+            ORDER BY m.tenant_id IS NULL, m.version DESC LIMIT 1 FOR KEY SHARE))
+    FOR KEY SHARE OF q),
+used AS (
+    INSERT INTO idempotency_keys (tenant_id, key, body_sha256, job_id)
+    SELECT :tenant_id, :key, CAST(:body_sha256 AS bytea), :id FROM place WHERE :key IS NOT NULL
+    ON CONFLICT DO NOTHING RETURNING 1),
+job AS (
+    INSERT INTO jobs ({", ".join(_GIVEN)}, state, event_seq, rank, expires_at)
+    SELECT {", ".join(f":{name}" for name in _GIVEN)}, 'queued', 1, now() - :head_start, now() + :deadline
+    FROM place WHERE :key IS NULL OR EXISTS (SELECT FROM used) RETURNING *),
+said AS (
+    INSERT INTO events (job_id, seq, type, data)
+    SELECT id, 1, 'state', jsonb_build_object('state', state, 'attempt', attempt) FROM job)
+SELECT created_at, available_at, expires_at FROM job
+""")  # noqa: S608 - fixed texts
+_INSERT = _INSERT_TEXT.columns(jobs.c.created_at, jobs.c.available_at, jobs.c.expires_at).bindparams(
+    *[sa.bindparam(name, type_=jobs.c[name].type) for name in _GIVEN],
+    sa.bindparam("key", type_=sa.Text),
+    sa.bindparam("may", type_=sa.Boolean),
+    sa.bindparam("head_start", type_=sa.Interval),
+    sa.bindparam("deadline", type_=sa.Interval),
 )
 
 
@@ -147,10 +237,12 @@ def _check_limit(conn: sa.Connection, tenant_id: UUID) -> None:
     # One submission of this tenant at a time, or two that count together both slip under the limit.
     lock = sa.func.hashtextextended(f"max_queued:{tenant_id}", 0)
     conn.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
-    own = sa.and_(jobs.c.tenant_id == tenant_id, jobs.c.state == State.QUEUED)
-    waiting = conn.execute(sa.select(sa.func.count()).select_from(jobs).where(own)).scalar_one()
-    if waiting >= limit:
+    # Counted as far as the limit, and no further.
+    own = (
+        sa.select(jobs.c.id).where(jobs.c.tenant_id == tenant_id, jobs.c.state == State.QUEUED).limit(limit).subquery()
+    )
+    if conn.execute(sa.select(sa.func.count()).select_from(own)).scalar_one() >= limit:
         raise LimitExceeded(
-            f"{waiting} jobs of this tenant wait already and {limit} may; try again when some have started.",
+            f"{limit} jobs of this tenant may wait, and as many do; try again when some have started.",
             retry_after=RETRY_AFTER_SECONDS,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from calotype.idempotency import RequestKey
 from calotype.jobs import Artifact, CacheMode, Family, Kind
 from calotype.registry import NewVersion
 from calotype.scheduling import DEFAULT_PRIORITY
@@ -45,6 +46,8 @@ class NewJob:
     cache: CacheMode = "use"
     #: How long its artifacts are kept after its end; None: as long as the operator keeps jobs.
     retain_seconds: float | None = None
+    #: Makes one job only.
+    request_key: RequestKey | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

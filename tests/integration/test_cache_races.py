@@ -21,10 +21,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from calotype import lookup, queue, retention, submission, tables
+from calotype import lookup, queue, retention, tables
 from calotype.artifacts import Artifact, ObjectStore, job_prefix
 from calotype.database import transaction
 from calotype.errors import CancelRequested, Conflict, Invalid, LeaseLost, LimitExceeded, NotFound
+from calotype.init_images import check_init_image
 from calotype.jobs import Family, Job, JobError, Kind, State
 from calotype.tenants import Tenant
 from worker import orphans
@@ -84,7 +85,7 @@ class World:
         try:
             with transaction(self.engine) as conn:
                 if source is not None:
-                    submission.check_init_image(conn, tenant.id, spec["input"]["init_image"])
+                    check_init_image(conn, tenant.id, spec["input"]["init_image"])
                 job = queue.submit(conn, new)
         except (Invalid, LimitExceeded):
             return

@@ -13,11 +13,12 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import Engine
 
-from calotype import lookup, queue, registry, retention, submission, tables
+from calotype import lookup, queue, registry, retention, tables
 from calotype.artifacts import Artifact, ObjectStore, job_prefix
 from calotype.database import transaction
 from calotype.doorbell import Doorbell
 from calotype.errors import Conflict, DependencyDown, Invalid, NotFound
+from calotype.init_images import check_init_image
 from calotype.jobs import Family, Job, State
 from calotype.registry import ModelFile, NewVersion
 from calotype.settings import Settings
@@ -185,7 +186,7 @@ def test_a_job_whose_images_have_expired_is_no_longer_one_to_start_from(
     job = done(ago=61, retain_seconds=60.0)
     sweep()
     with transaction(engine) as conn, pytest.raises(Invalid, match="were deleted at their time"):
-        submission.check_init_image(conn, job.tenant_id, f"{job.id}/image-0.png")
+        check_init_image(conn, job.tenant_id, f"{job.id}/image-0.png")
 
 
 def test_an_object_stays_until_the_last_job_that_shows_it_has_gone(
@@ -298,7 +299,7 @@ def test_a_job_that_is_just_starting_from_an_image_keeps_it(
     source = done(ago=61, retain_seconds=60.0)
     with transaction(engine) as conn:
         # As a submission that names its image does first.
-        submission.check_init_image(conn, source.tenant_id, f"{source.id}/image-0.png")
+        check_init_image(conn, source.tenant_id, f"{source.id}/image-0.png")
         assert sweep() == 0
         queue.submit(
             conn,

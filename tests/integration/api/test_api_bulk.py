@@ -6,7 +6,9 @@ import dataclasses
 import json
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from uuid import UUID
 
 import pytest
 import redis
@@ -18,18 +20,14 @@ from sqlalchemy import Engine
 from werkzeug.test import TestResponse
 
 from api.resources import bulk
-from calotype import queue, submission, tables
+from calotype import queue, tables
 from calotype.database import transaction
-from calotype.errors import DependencyDown
+from calotype.errors import DependencyDown, Invalid
+from calotype.jobs import Job
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 
 pytestmark = pytest.mark.usefixtures("small_model")
-
-
-@pytest.fixture
-def small_model(make_model: Callable[..., Any]) -> None:
-    make_model("small-model")
 
 
 def line(seed: int, **values: Any) -> dict[str, Any]:
@@ -188,14 +186,14 @@ def test_a_line_that_meets_a_defect_is_500_and_hurts_no_other(
 def test_what_is_recorded_before_postgres_goes_away_is_kept_and_the_rest_says_so(
     client: FlaskClient, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = submission.prepare
+    real = queue.submit
 
-    def prepare(conn: sa.Connection, tenant_id: Any, request: Any) -> queue.NewJob:
-        if request.input.seed == bulk.CHUNK + 3:
+    def submit(conn: sa.Connection, new: queue.NewJob) -> Job:
+        if new.spec["input"]["seed"] == bulk.CHUNK + 3:
             conn.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
-        return real(conn, tenant_id, request)
+        return real(conn, new)
 
-    monkeypatch.setattr(submission, "prepare", prepare)
+    monkeypatch.setattr(queue, "submit", submit)
     got = answers(send(client, *(line(seed) for seed in range(3 * bulk.CHUNK))))
     assert [one["status"] for one in got] == [202] * bulk.CHUNK + [503] * 2 * bulk.CHUNK
     assert {one["problem"]["code"] for one in got[bulk.CHUNK :]} == {"dependency_down"}
@@ -208,7 +206,6 @@ def test_when_postgres_is_away_from_the_beginning_the_call_says_so(
     def away(*_: object) -> None:
         raise DependencyDown("Postgres is away.")
 
-    monkeypatch.setattr(submission, "prepare", away)
     monkeypatch.setattr(bulk, "_record", away)
     assert problem(send(client, line(1)))[:2] == (503, "dependency_down")
 
@@ -220,16 +217,17 @@ def test_two_calls_with_the_same_jobs_in_another_order_both_succeed(
     without_keys = [line(1000 + seed) for seed in range(20)]
     barrier = threading.Barrier(2)
     waited = threading.local()
-    real = submission.prepare
+    real = queue.submit
 
-    def prepare(conn: sa.Connection, tenant_id: Any, request: Any) -> queue.NewJob:
+    def submit(conn: sa.Connection, new: queue.NewJob) -> Job:
         # Both hold the first of their lines before either asks for what the other holds.
-        if request.input.seed >= 1000 and not getattr(waited, "done", False) and request.input.seed not in (1000, 1019):
+        seed = new.spec["input"]["seed"]
+        if seed >= 1000 and not getattr(waited, "done", False) and seed not in (1000, 1019):
             waited.done = True
             barrier.wait(20)
-        return real(conn, tenant_id, request)
+        return real(conn, new)
 
-    monkeypatch.setattr(submission, "prepare", prepare)
+    monkeypatch.setattr(queue, "submit", submit)
     got: list[list[dict[str, Any]]] = []
 
     def run(bodies: list[dict[str, Any]]) -> None:
@@ -245,6 +243,97 @@ def test_two_calls_with_the_same_jobs_in_another_order_both_succeed(
     assert {one["status"] for result in got for one in result} == {202}
     keyed = [{one["job"]["id"] for one in result} for result in got[:2]]
     assert keyed[0] == keyed[1] and len(keyed[0]) == 20
+
+
+@pytest.fixture
+def take(engine: Engine, make_worker: Callable[..., UUID]) -> Callable[[], Job]:
+    """The next job, now in a worker's hands."""
+
+    def claim() -> Job:
+        with transaction(engine) as conn:
+            job = queue.claim(conn, make_worker(), ["diffusion.generate"], 60.0)
+        assert job is not None
+        return job
+
+    return claim
+
+
+@pytest.fixture
+def ended(client: FlaskClient, engine: Engine, take: Callable[[], Job]) -> Callable[..., Job]:
+    """``ended(seed)``: a job that succeeded, from which equal ones are answered."""
+
+    def end(seed: int) -> Job:
+        answers(send(client, line(seed)))
+        job = take()
+        with transaction(engine) as conn:
+            return queue.finish(conn, job.id, job.epoch, queue.Outcome(result={"images": 1}))
+
+    return end
+
+
+def usage(engine: Engine) -> tuple[int, int]:
+    """How many jobs ended, and how many of them were answered from an equal one."""
+    table = tables.usage
+    with transaction(engine) as conn:
+        row = conn.execute(sa.select(sa.func.sum(table.c.jobs), sa.func.sum(table.c.cached))).one()
+    return int(row[0] or 0), int(row[1] or 0)
+
+
+def test_lines_that_are_answered_from_the_cache_are_counted_once_each_and_refused_ones_not(
+    client: FlaskClient, engine: Engine, ended: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended(1), ended(2)
+    real = queue.submit
+
+    def submit(conn: sa.Connection, new: queue.NewJob) -> Any:
+        job = real(conn, new)
+        if new.metadata:
+            # After it was counted.
+            raise Invalid("no")
+        return job
+
+    monkeypatch.setattr(queue, "submit", submit)
+    got = answers(send(client, line(1), line(1, metadata={"refused": "yes"}), line(2), line(1), line(3)))
+    assert [one["status"] for one in got] == [202, 422, 202, 202, 202]
+    assert [one["job"]["state"] for one in got if "job" in one] == ["succeeded"] * 3 + ["queued"]
+    assert usage(engine) == (5, 3)
+
+
+def test_a_call_with_a_cached_line_does_not_hold_up_the_end_of_a_job_that_a_later_line_waits_for(
+    client: FlaskClient,
+    engine: Engine,
+    ended: Callable[..., Job],
+    take: Callable[[], Job],
+    eventually: Callable[..., object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended(1)
+    answers(send(client, line(2)))
+    leader = take()
+    recorded: list[int] = []
+    real = bulk._record_chunk
+
+    def record(here: Any, tenant_id: Any, chunk: Any) -> Any:
+        recorded.append(len(chunk))
+        return real(here, tenant_id, chunk)
+
+    def blocked() -> bool:
+        with transaction(engine) as conn:
+            return bool(conn.execute(sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted")).scalar_one())
+
+    monkeypatch.setattr(bulk, "_record_chunk", record)
+    with ThreadPoolExecutor(1) as pool:
+        with transaction(engine) as conn:
+            conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == leader.id).with_for_update())
+            sent = pool.submit(send, client, line(1), line(2))
+            # The first line is recorded, the second waits for the leader's row.
+            eventually(blocked, timeout=30)
+            # Usage comes last here, too; were it held by the call, each would wait for the other.
+            queue.finish(conn, leader.id, leader.epoch, queue.Outcome(result={"images": 1}))
+        got = answers(sent.result(60))
+    assert [one["job"]["state"] for one in got] == ["succeeded"] * 2
+    # At once: not again, line by line, after a deadlock.
+    assert recorded == [2]
 
 
 def test_a_tenant_submits_for_itself_only(client: FlaskClient, stranger: FlaskClient) -> None:
