@@ -68,9 +68,9 @@ ARCHIVES: Mapping[str, str] = {
     "image_animated": "an image has several frames.",
     "image_too_large": "an image has more pixels than are taken.",
     "image_too_complex": "an image cannot be decoded within the limits.",
-    "layout_unclear": "neither `metadata.jsonl` nor one folder a label.",
-    "metadata_invalid": "`metadata.jsonl` has a wrong line.",
-    "missing_image": "`metadata.jsonl` names an image that is not there.",
+    "layout_unclear": "neither `metadata.jsonl` nor `dataset.json` nor one folder a label.",
+    "metadata_invalid": "`metadata.jsonl` has a wrong line, or `dataset.json` a wrong label.",
+    "missing_image": "`metadata.jsonl` or `dataset.json` names an image that is not there.",
     "too_many_labels": "more labels than are taken.",
     "empty_dataset": "there is no image in it.",
 }

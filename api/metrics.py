@@ -52,8 +52,8 @@ class QueueCollector(Collector):
     @staticmethod
     def _families() -> dict[str, GaugeMetricFamily]:
         meanings = {
-            "depth": "Jobs that wait.",
-            "runnable": "Waiting jobs that may start now.",
+            "depth": "Jobs that wait; of those that may start, of the others, 100,000 are counted at most.",
+            "runnable": "Waiting jobs that may start now; 100,000 stands for that many or more.",
             "running": "Jobs that a worker holds.",
             "oldest_wait_seconds": "How long the oldest runnable job has waited.",
             "workers": "Live workers that serve the queue.",
@@ -64,7 +64,7 @@ class QueueCollector(Collector):
 
 
 def add_waiting(registry: CollectorRegistry, waiters: Permits) -> None:
-    """How many clients wait at this process; at CALOTYPE_API_WAITERS the next ones are turned away."""
+    """How many clients wait at this process; near CALOTYPE_API_WAITERS the next ones are turned away."""
     waiting = Gauge("calotype_http_waiting_clients", "Clients that wait, for events or a change.", registry=registry)
     waiting.set_function(lambda: waiters.taken)
 

@@ -271,6 +271,9 @@ class Queue(Answer):
     running: int
     oldest_wait_seconds: float = Field(description="How long the oldest runnable job has waited; 0 for none.")
     workers: int = Field(description="Live workers that serve it.")
+    at_least: bool = Field(
+        description="Whether `depth` and `runnable` may be more: beyond 100,000 waiting jobs nobody counts on."
+    )
     paused: bool = Field(description="Whether nothing is taken from it until it is resumed.")
     pause_reason: str | None = Field(description="What was said when it was paused.")
     paused_at: datetime | None

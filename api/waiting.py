@@ -25,11 +25,11 @@ def fetch(services: Services, tenant_id: UUID, job_id: UUID) -> Job:
 def wait_until(services: Services, job: Job, seconds: float, satisfied: Callable[[Job], bool]) -> Job:
     """Watches ``job`` until ``satisfied``, until ``seconds`` have passed, or until the server stops.
 
-    When all permits for waiting are taken the job is answered as it is: waiting is a courtesy, and requests
+    When no permit for waiting is left for the tenant the job is answered as it is: waiting is a courtesy, and requests
     that do not wait must always find a thread.
     """
     deadline = time.monotonic() + seconds
-    with services.waiters.permit() as granted:
+    with services.waiters.permit(job.tenant_id) as granted:
         logger.debug("waiting", extra={"job": job.id, "seconds": seconds, "granted": granted})
         if not granted or satisfied(job):
             return job

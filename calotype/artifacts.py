@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,8 +20,11 @@ from uuid import UUID
 
 import urllib3
 from minio import Minio
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import StaticProvider
 from minio.deleteobjects import DeleteObject
 from minio.error import InvalidResponseError, S3Error, ServerError
+from minio.signer import sign_v4_s3
 from minio.time import to_amz_date
 from urllib3.exceptions import HTTPError
 
@@ -69,41 +72,54 @@ class StoredObject:
 
 
 class _Connections(urllib3.PoolManager):
-    """Reads from every answer how far this machine's clock is off the store's."""
+    """Signs by the store's clock where that of this machine is wrong: a worker with a bad clock delivers its work.
 
-    #: To add to the clock here.
-    correction = timedelta(0)
+    Every answer tells how far it is off. The client has no clock to set, and signs what it sends before it comes here;
+    so what it signed by a wrong clock is signed anew.
+    """
+
+    def __init__(self, credentials: Credentials, region: str, **kw: Any) -> None:
+        super().__init__(**kw)
+        self._credentials = credentials
+        self._region = region
+        #: To add to the clock here.
+        self._correction = timedelta(0)
 
     def urlopen(self, method: str, url: str, redirect: bool = True, **kw: Any) -> Any:  # type: ignore[override]
-        answer = super().urlopen(method, url, redirect, **kw)
-        try:
-            told = parsedate_to_datetime(answer.headers["Date"])
-        except (KeyError, ValueError):
-            # It does not say, or not in words of HTTP.
+        answer = self._ask(method, url, redirect, kw)
+        if not self._learn(answer.headers) or answer.status < 400:
             return answer
-        off = told.replace(tzinfo=UTC) - datetime.now(UTC)
-        self.correction = off if abs(off) > SKEW else timedelta(0)
-        return answer
+        answer.drain_conn()
+        return self._ask(method, url, redirect, kw)
 
+    def _ask(self, method: str, url: str, redirect: bool, options: dict[str, Any]) -> Any:
+        if self._correction:
+            options = {**options, "headers": self._signed_anew(method, url, options["headers"])}
+        return super().urlopen(method, url, redirect, **options)
 
-class _Client(Minio):
-    """Signs by the store's clock where that of this machine is wrong: a worker with a bad clock delivers its work."""
+    def _signed_anew(self, method: str, url: str, headers: Mapping[str, str]) -> dict[str, Any]:
+        now = datetime.now(UTC) + self._correction
+        dated: dict[str, Any] = {**headers, "x-amz-date": to_amz_date(now)}
+        return sign_v4_s3(
+            method=method,
+            url=urlsplit(url),
+            region=self._region,
+            headers=dated,
+            credentials=self._credentials,
+            content_sha256=dated["x-amz-content-sha256"],
+            date=now,
+        )
 
-    _http: _Connections
-
-    def _build_headers(self, *args: Any, **kw: Any) -> tuple[dict[str, Any], datetime]:
-        headers, date = super()._build_headers(*args, **kw)
-        date += self._http.correction
-        return {**headers, "x-amz-date": to_amz_date(date)}, date
-
-    def _url_open(self, *args: Any, **kw: Any) -> Any:
-        before = self._http.correction
+    def _learn(self, headers: Mapping[str, str]) -> bool:
+        """Whether the clock here turns out to be off by something else than was believed."""
         try:
-            return super()._url_open(*args, **kw)
-        except (S3Error, InvalidResponseError):
-            if abs(self._http.correction - before) <= SKEW:
-                raise
-        return super()._url_open(*args, **kw)
+            told = parsedate_to_datetime(headers["Date"])
+        except (KeyError, ValueError):
+            # The answer does not say, or not in words of HTTP.
+            return False
+        before, off = self._correction, told.replace(tzinfo=UTC) - datetime.now(UTC)
+        self._correction = off if abs(off) > SKEW else timedelta(0)
+        return abs(self._correction - before) > SKEW
 
 
 class ObjectStore:
@@ -122,15 +138,18 @@ class ObjectStore:
 
     def _connect(self, endpoint: str) -> Minio:
         address = urlsplit(endpoint)
+        credentials = StaticProvider(self._settings.s3_access_key or "", self._settings.s3_secret_key or "")
+        region = self._settings.s3_region
         retries = urllib3.Retry(total=2, backoff_factor=0.1, status_forcelist=[500, 502, 503, 504])
-        return _Client(
+        return Minio(
             address.netloc,
-            access_key=self._settings.s3_access_key,
-            secret_key=self._settings.s3_secret_key,
+            credentials=credentials,
             secure=address.scheme == "https",
             # Given, since not every server answers GetBucketLocation in a form that the client reads.
-            region=self._settings.s3_region,
-            http_client=_Connections(timeout=TIMEOUT, maxsize=16, retries=retries, cert_reqs="CERT_REQUIRED"),
+            region=region,
+            http_client=_Connections(
+                credentials.retrieve(), region, timeout=TIMEOUT, maxsize=16, retries=retries, cert_reqs="CERT_REQUIRED"
+            ),
         )
 
     def ensure_bucket(self) -> None:

@@ -129,16 +129,16 @@ class Settings:
     api_threads: int = _setting(_count, 16, "Requests that a server process works on at once.")
     api_waiters: int = _setting(
         _count,
-        1024,
-        "Clients that may wait at a server process at once, for events or with a long poll; each takes a thread and "
-        "about 100 kB.",
+        1152,
+        "Clients that may wait at a server process at once, for events or with a long poll, those of one tenant up to "
+        "7/8 of it; each takes a thread and about 100 kB.",
     )
     api_connections: int = _setting(
         _count, 3000, "Connections a server process accepts; must exceed the requests and waiting clients together."
     )
     max_body_bytes: int = _setting(_count, 1 << 20, "Largest JSON body.")
     max_upload_bytes: int = _setting(_count, 2 << 30, "Largest dataset archive.")
-    database_pool: int = _setting(_count, 10, "Postgres connections of a process.")
+    database_pool: int = _setting(_count, 16, "Postgres connections of a process; at least 2 of an API process.")
     gpu_hour_usd: float | None = _setting(
         _positive, None, "Price of a device-hour in US dollars; quotes show money when it is set."
     )

@@ -59,10 +59,11 @@ def make_app(settings: Settings, queues: Sequence[str], drain: DrainLoop, doorbe
     )
 
     def hear(task: Any) -> None:
-        if drain.draining:
-            # Busy by its own clock, so this bell is better heard by an idle worker. It cannot come back here before
-            # the drain is over: this task fills the only slot until then.
+        if not drain.answers:
+            # Busy by its own clock, or drained by an operator: this bell is better heard by an idle worker. It cannot
+            # come back here before that is over, for this task fills the only slot until then.
             doorbell.ring(task.request.delivery_info["routing_key"])
+        drain.wait_allowed()
         drain.wait_answered(drain.ring())
 
     app.task(name=CELERY_TASK_NAME, bind=True, shared=False, ignore_result=True, acks_late=False)(hear)

@@ -144,7 +144,7 @@ class Deliverer:
         except Exception:
             log.exception("a try failed", extra={"delivery": due.id})
         finally:
-            self._leave(due, silent=reply is not None and reply.status_code is None)
+            self._leave(due, silent=reply is not None and reply.silent)
 
     def _leave(self, due: Due, *, silent: bool) -> None:
         with self._changed:
@@ -168,7 +168,7 @@ class Deliverer:
                 word, known = "given up", trying.give_up(conn, due, reply.entry())
             else:
                 word, known = "put off", trying.put_off(conn, due, reply.entry(), delay)
-            if reply.status_code is None:
+            if reply.silent:
                 trying.share_fate(conn, due, reply.entry())
         # Without its path, which may hold a secret of the receiver.
         facts = {"delivery": due.id, "job": due.job_id, "host": due.host, "try": due.tries, "status": reply.status_code}

@@ -25,6 +25,9 @@ from worker.families import BATCHED
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks whether an operator lets the worker take jobs again.
+RESTING_SECONDS = 1.0
+
 
 class DrainLoop:
     """Runs in one thread: at most one batch at a time per process."""
@@ -39,6 +42,7 @@ class DrainLoop:
         execute: Callable[[Sequence[Job]], None],
         shutdown: threading.Event,
         loaded: Callable[[], Sequence[str]] = tuple,
+        resting: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -48,6 +52,8 @@ class DrainLoop:
         self._shutdown = shutdown
         #: Keys of the models in memory.
         self._loaded = loaded
+        #: Whether an operator wants no more jobs taken.
+        self._resting = resting
         self._affinity = Affinity(longest_wait=settings.affinity_seconds, longest_streak=settings.affinity_streak)
         self._changed = threading.Condition()
         #: Rings heard, and rings that a drain begun afterwards has answered.
@@ -61,9 +67,9 @@ class DrainLoop:
         self.last_look: float | None = None
 
     @property
-    def draining(self) -> bool:
-        """Whether it is looking for work or working right now."""
-        return self._draining
+    def answers(self) -> bool:
+        """Whether a ring would be answered at once: it is neither at work nor kept from work by an operator."""
+        return not self._draining and not self._resting()
 
     def ring(self) -> int:
         """Ask for a look at the queues. Returns a ticket for `wait_answered`."""
@@ -71,6 +77,12 @@ class DrainLoop:
             self._heard += 1
             self._changed.notify_all()
             return self._heard
+
+    def wait_allowed(self) -> None:
+        """Wait until an operator lets the worker take jobs, or the loop has ended."""
+        with self._changed:
+            while self._resting() and not self._ended:
+                self._changed.wait(RESTING_SECONDS)
 
     def wait_answered(self, ticket: int) -> None:
         """Wait until a drain that began after the ring is over, or the loop has ended."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from uuid import UUID
 
@@ -117,7 +118,9 @@ def _record_chunk(here: Services, tenant_id: UUID, chunk: Sequence[tuple[int, _L
     try:
         with transaction(here.engine) as conn:
             idempotency.hold(conn, tenant_id, (line.key for _, line in chunk if line.key is not None))
-            return [(index, _record(conn, here, tenant_id, line)) for index, line in chunk]
+            # A line that is answered from the cache counts at once, and later lines lock jobs: usage comes after jobs.
+            with queue.usage_last(conn) as counted:
+                return [(index, _record(conn, here, tenant_id, line, counted)) for index, line in chunk]
     except DependencyDown as exc:
         if len(chunk) == 1 or not isinstance(getattr(exc.__cause__, "orig", None), DeadlockDetected):
             raise
@@ -125,9 +128,9 @@ def _record_chunk(here: Services, tenant_id: UUID, chunk: Sequence[tuple[int, _L
         return [found for one in chunk for found in _record_chunk(here, tenant_id, [one])]
 
 
-def _record(conn: sa.Connection, here: Services, tenant_id: UUID, line: _Line) -> Outcome:
+def _record(conn: sa.Connection, here: Services, tenant_id: UUID, line: _Line, counted: list[queue.Count]) -> Outcome:
     try:
-        with conn.begin_nested():
+        with _savepoint(conn, counted):
             return submitting.record(conn, here.settings, tenant_id, line.request, line.key)
     except (OperationalError, InterfaceError, PoolTimeout):
         # Not this line's fault, nor can the others go on.
@@ -137,6 +140,18 @@ def _record(conn: sa.Connection, here: Services, tenant_id: UUID, line: _Line) -
     except Exception:
         logger.exception("unexpected error in a line")
         return CalotypeError(f"Something went wrong inside the server; its log tells more under {g.request_id}.")
+
+
+@contextmanager
+def _savepoint(conn: sa.Connection, counted: list[queue.Count]) -> Iterator[None]:
+    """Undoes a line that fails, and takes back what it counted."""
+    before = len(counted)
+    try:
+        with conn.begin_nested():
+            yield
+    except BaseException:
+        del counted[before:]
+        raise
 
 
 def _answer(here: Services, outcomes: Sequence[Outcome]) -> Response:

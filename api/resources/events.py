@@ -116,7 +116,7 @@ def _page(found: Reading) -> schemas.EventPage:
 
 def _stream(here: Services, tenant_id: UUID, job_id: UUID, after: int) -> Iterator[bytes]:
     """The body of a stream. It runs after the view has returned, and between two reads it holds its thread only."""
-    with here.waiters.permit() as granted, here.watcher.watch(job_id) as waiter:
+    with here.waiters.permit(tenant_id) as granted, here.watcher.watch(job_id) as waiter:
         logger.debug("streaming", extra={"job": job_id, "after": after, "granted": granted})
         yield b"retry: %d\n\n" % (RETRY_MS if granted else NO_ROOM_RETRY_MS)
         try:

@@ -47,7 +47,7 @@ class PauseRequest(reading.Body):
     "List queues",
     scope=Scope.JOBS_READ,
     query=QueueListQuery,
-    description="The numbers are over all tenants.",
+    description="The numbers are over all tenants. Waiting jobs are counted up to a bound.",
     answers=[Answer(status=200, description="Every queue that is served.", model=schemas.QueuePage)],
 )
 def list_queues(query: QueueListQuery) -> ResponseReturnValue:
@@ -164,6 +164,7 @@ def _queue(entry: queue.QueueStats) -> schemas.Queue:
         running=entry.running,
         oldest_wait_seconds=entry.oldest_wait_seconds,
         workers=entry.workers,
+        at_least=entry.at_least,
         paused=entry.pause is not None,
         pause_reason=entry.pause.reason if entry.pause is not None else None,
         paused_at=entry.pause.paused_at if entry.pause is not None else None,

@@ -33,8 +33,8 @@ def list_queues(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False
     rows = (
         (
             queue["name"],
-            queue["depth"],
-            queue["runnable"],
+            _count(queue, "depth"),
+            _count(queue, "runnable"),
             queue["running"],
             f"{queue['oldest_wait_seconds'] or 0:.0f} s",
             queue["workers"],
@@ -43,6 +43,11 @@ def list_queues(url: Url = None, api_key: ApiKey = None, as_json: AsJson = False
         for queue in found
     )
     out().print(table(columns, rows, "no queues"))
+
+
+def _count(queue: dict[str, Any], name: str) -> str:
+    """Whether it is all of them, too."""
+    return f"{queue[name]}+" if queue["at_least"] else str(queue[name])
 
 
 def _pause(queue: dict[str, Any]) -> str:

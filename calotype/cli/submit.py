@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 from calotype.cli.connect import ApiKey, AsJson, Url, connect
 from calotype.cli.console import err, fail, out, print_json
+from calotype.cli.options import spread
 
 
 class _SpecGroup(TyperGroup):
@@ -27,41 +29,83 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-Wait = Annotated[bool, typer.Option("--wait", "-w", help="Wait for its end with a progress bar.")]
-Output = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", help="Download its artifacts here (waits).", show_default=False),
-]
-Priority = Annotated[int | None, typer.Option(min=0, max=9, help="Higher first; 5 when not given.")]
-MaxAttempts = Annotated[int | None, typer.Option(min=1, max=20, help="Attempts; 3 when not given.")]
-Deadline = Annotated[float | None, typer.Option(help="Seconds within which it must have started.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds that one attempt may run.")]
-Retain = Annotated[float | None, typer.Option(help="Seconds after its end that its files are kept.")]
-Cache = Annotated[str | None, typer.Option(help="use, any_seed or bypass: whether earlier images may answer.")]
-Metadata = Annotated[list[str] | None, typer.Option("--metadata", "-m", help="KEY=VALUE; may be repeated.")]
-IdempotencyKey = Annotated[str | None, typer.Option(help="The same key and spec give the same job.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Quote the wait and the cost; submit nothing.")]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="A LoRA, MODEL or MODEL:SCALE; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Drawn when not given.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobOptions:
+    """What a job of any kind may be given."""
+
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="Higher first; 5 when not given.")] = None
+    max_attempts: Annotated[int | None, typer.Option(min=1, max=20, help="Attempts; 3 when not given.")] = None
+    deadline: Annotated[float | None, typer.Option(help="Seconds within which it must have started.")] = None
+    timeout: Annotated[float | None, typer.Option(help="Seconds that one attempt may run.")] = None
+    retain: Annotated[float | None, typer.Option(help="Seconds after its end that its files are kept.")] = None
+    metadata: Annotated[list[str] | None, typer.Option("--metadata", "-m", help="KEY=VALUE; may be repeated.")] = None
+
+    def fields(self) -> dict[str, Any]:
+        """As the spec has them."""
+        return _given(
+            priority=self.priority,
+            max_attempts=self.max_attempts,
+            deadline_seconds=self.deadline,
+            timeout_seconds=self.timeout,
+            retain_seconds=self.retain,
+            metadata=dict(_pair(text) for text in self.metadata) if self.metadata else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """Where a job goes, and what is done with it there."""
+
+    wait: Annotated[bool, typer.Option("--wait", "-w", help="Wait for its end with a progress bar.")] = False
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Download its artifacts here (waits).", show_default=False)
+    ] = None
+    idempotency_key: Annotated[str | None, typer.Option(help="The same key and spec give the same job.")] = None
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Quote the wait and the cost; submit nothing.")] = False
+    url: Url = None
+    api_key: ApiKey = None
+    as_json: AsJson = False
+
+    def submit(self, spec: dict[str, Any]) -> None:
+        """Submits it, and says what became of it."""
+        from calotype.cli.explain import quote
+        from calotype.cli.follow import follow, tell_outcome
+
+        with connect(self.url, self.api_key) as client:
+            if self.dry_run:
+                quoted = client.quote(spec)
+                print_json(quoted) if self.as_json else out().print(quote(quoted))
+                return
+            job = client.submit(spec, idempotency_key=self.idempotency_key)
+            if self.wait or self.output is not None:
+                tell_outcome(client, follow(client, job["id"]), output=self.output, as_json=self.as_json)
+                return
+        if self.as_json:
+            print_json(job)
+        else:
+            out().print(job["id"], markup=False)
+            err().print(f"{job['state']}; follow it with: calotype wait {job['id']}", markup=False)
+
+
 @app.command("file")
+@spread
 def submit_file(
+    *,
     spec: Annotated[str, typer.Argument(metavar="SPEC", help="A JSON file, or - for standard input.")],
-    wait: Wait = False,
-    output: Output = None,
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
+    submission: Submission,
 ) -> None:
     """Submit the spec in a file. The word `file` may be left out."""
-    _submit(_read(spec), wait, output, idempotency_key, dry_run, url, api_key, as_json)
+    submission.submit(_read(spec))
 
 
 @app.command()
+@spread
 def generate(
+    *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.", show_default=False)],
     model: Annotated[str, typer.Option(help="Name or name@version.")] = "starter-diffusion",
     family: Annotated[str, typer.Option(help="The model's family.")] = "diffusion",
@@ -76,20 +120,11 @@ def generate(
     init_image: Annotated[str | None, typer.Option(help="Start from `ds_…/file.png` or `JOB/artifact.png`.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it to replace, up to 1.")] = None,
     adapter: Adapters = None,
-    cache: Cache = None,
-    priority: Priority = None,
-    max_attempts: MaxAttempts = None,
-    deadline: Deadline = None,
-    timeout: Timeout = None,
-    retain: Retain = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    output: Output = None,
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
+    cache: Annotated[
+        str | None, typer.Option(help="use, any_seed or bypass: whether earlier images may answer.")
+    ] = None,
+    options: JobOptions,
+    submission: Submission,
 ) -> None:
     """Make images from a prompt."""
     asked = _given(
@@ -106,13 +141,21 @@ def generate(
         strength=strength,
         adapters=[_adapter(text) for text in adapter] if adapter else None,
     )
-    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
-    spec = {"kind": "generate", "family": family, "model": model, "input": asked, **_given(cache=cache), **common}
-    _submit(spec, wait, output, idempotency_key, dry_run, url, api_key, as_json)
+    spec = {
+        "kind": "generate",
+        "family": family,
+        "model": model,
+        "input": asked,
+        **_given(cache=cache),
+        **options.fields(),
+    }
+    submission.submit(spec)
 
 
 @app.command()
+@spread
 def train(
+    *,
     dataset: Annotated[str, typer.Option(help="Id or name of the images.", show_default=False)],
     output_model: Annotated[str, typer.Option(help="Name of the result.", show_default=False)],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.", show_default=False)],
@@ -133,19 +176,8 @@ def train(
         list[str] | None, typer.Option(help="Show an image of this at the end; may be repeated.")
     ] = None,
     seed: Seed = None,
-    priority: Priority = None,
-    max_attempts: MaxAttempts = None,
-    deadline: Deadline = None,
-    timeout: Timeout = None,
-    retain: Retain = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    output: Output = None,
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
+    options: JobOptions,
+    submission: Submission,
 ) -> None:
     """Fine-tune a model on your images. What has no option here goes into a file."""
     asked = _given(
@@ -164,13 +196,14 @@ def train(
         seed=seed,
         output_model=output_model,
     )
-    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
-    spec = {"kind": "train", "family": family, "model": model, "input": asked, **common}
-    _submit(spec, wait, output, idempotency_key, dry_run, url, api_key, as_json)
+    spec = {"kind": "train", "family": family, "model": model, "input": asked, **options.fields()}
+    submission.submit(spec)
 
 
 @app.command()
+@spread
 def benchmark(
+    *,
     contender: Annotated[
         list[str],
         typer.Option(help="MODEL, or MODEL+ADAPTER to measure with a LoRA; repeat.", show_default=False),
@@ -182,19 +215,8 @@ def benchmark(
     metric: Annotated[list[str] | None, typer.Option(help="latency, throughput, memory, fd, kid; repeat.")] = None,
     gpu_hour_usd: Annotated[float | None, typer.Option(help="Price of a device-hour.")] = None,
     seed: Seed = None,
-    priority: Priority = None,
-    max_attempts: MaxAttempts = None,
-    deadline: Deadline = None,
-    timeout: Timeout = None,
-    retain: Retain = None,
-    metadata: Metadata = None,
-    wait: Wait = False,
-    output: Output = None,
-    idempotency_key: IdempotencyKey = None,
-    dry_run: DryRun = False,
-    url: Url = None,
-    api_key: ApiKey = None,
-    as_json: AsJson = False,
+    options: JobOptions,
+    submission: Submission,
 ) -> None:
     """Measure models against your own images."""
     asked = _given(
@@ -206,39 +228,7 @@ def benchmark(
         seed=seed,
         gpu_hour_usd=gpu_hour_usd,
     )
-    common = _common(priority, max_attempts, deadline, timeout, retain, metadata)
-    _submit(
-        {"kind": "benchmark", "input": asked, **common}, wait, output, idempotency_key, dry_run, url, api_key, as_json
-    )
-
-
-def _submit(
-    spec: dict[str, Any],
-    wait: bool,
-    output: Path | None,
-    idempotency_key: str | None,
-    dry_run: bool,
-    url: str | None,
-    api_key: str | None,
-    as_json: bool,
-) -> None:
-    from calotype.cli.explain import quote
-    from calotype.cli.follow import follow, tell_outcome
-
-    with connect(url, api_key) as client:
-        if dry_run:
-            quoted = client.quote(spec)
-            print_json(quoted) if as_json else out().print(quote(quoted))
-            return
-        job = client.submit(spec, idempotency_key=idempotency_key)
-        if wait or output is not None:
-            tell_outcome(client, follow(client, job["id"]), output=output, as_json=as_json)
-            return
-    if as_json:
-        print_json(job)
-    else:
-        out().print(job["id"], markup=False)
-        err().print(f"{job['state']}; follow it with: calotype wait {job['id']}", markup=False)
+    submission.submit({"kind": "benchmark", "input": asked, **options.fields()})
 
 
 def _read(spec: str) -> dict[str, Any]:
@@ -262,24 +252,6 @@ def _read(spec: str) -> dict[str, Any]:
 def _given(**fields: Any) -> dict[str, Any]:
     """Only what was asked for: the server knows the defaults."""
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _common(
-    priority: int | None,
-    max_attempts: int | None,
-    deadline: float | None,
-    timeout: float | None,
-    retain: float | None,
-    metadata: list[str] | None,
-) -> dict[str, Any]:
-    return _given(
-        priority=priority,
-        max_attempts=max_attempts,
-        deadline_seconds=deadline,
-        timeout_seconds=timeout,
-        retain_seconds=retain,
-        metadata=dict(_pair(text) for text in metadata) if metadata else None,
-    )
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import ssl
 import time
@@ -25,6 +26,11 @@ log = logging.getLogger(__name__)
 SEND_SECONDS = 10.0
 #: Bytes that are read of an answer which is no success, and characters that are kept.
 READ_BYTES, KEPT_CHARACTERS = 2048, 300
+#: What the system answers when it is this machine that can make no connection.
+_OWN_ERRORS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH}
+    | {errno.EACCES, errno.EPERM}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,13 @@ class Reply:
     answer: str | None = None
     #: Seconds that the receiver asked to wait.
     retry_after: float | None = None
+    #: Nothing was sent, for a reason of this side: a refused address, a lack of sockets.
+    withheld: bool = False
+
+    @property
+    def silent(self) -> bool:
+        """Whether the receiver was asked and gave no answer: the next message to it will fare alike, and take long."""
+        return self.status_code is None and not self.withheld
 
     @property
     def gone(self) -> bool:
@@ -87,7 +100,7 @@ class Sender:
         try:
             found = self._exchange(url, message_id, body, secrets, int(at.timestamp()))
         except Exception as exc:  # noqa: BLE001 - a delivery that cannot be sent must not end the deliverer
-            found = {"error": self._explain(exc)}
+            found = {"error": self._explain(exc), "withheld": not _by_receiver(exc)}
         return Reply(at=at, seconds=time.monotonic() - begun, **found)
 
     def _exchange(
@@ -133,6 +146,14 @@ class Sender:
             return "the answer is not HTTP"
         log.error("a webhook could not be sent", exc_info=exc)
         return "it could not be sent; the server's log says why"
+
+
+def _by_receiver(exc: Exception) -> bool:
+    """Whether a failure tells something of the receiver, and not of this side alone."""
+    # Those of TLS have a number that is not the system's.
+    if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
+        return exc.errno not in _OWN_ERRORS
+    return isinstance(exc, ssl.SSLError | httpcore.ProtocolError)
 
 
 def _read(response: httpcore.Response) -> dict[str, Any]:

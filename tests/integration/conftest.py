@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import itertools
 import secrets
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
+import sqlalchemy as sa
 from sqlalchemy import Engine
+from webhook_receiver import Receiver
 
-from calotype import queue, registry, tenants, workers
+from calotype import queue, registry, tables, tenants, workers
+from calotype.client import Client
 from calotype.database import transaction
 from calotype.ids import new_id
 from calotype.jobs import Family, Job, Kind
@@ -64,6 +70,20 @@ def make_worker(engine: Engine) -> Callable[..., UUID]:
 
 
 @pytest.fixture
+def make_idle(engine: Engine, make_worker: Callable[..., UUID]) -> Callable[..., UUID]:
+    """``make_idle(queues=(…), **columns)``: a worker that is idle and looks for work."""
+
+    def make(queues: tuple[str, ...] = ("diffusion.generate",), name: str = "worker", **columns: Any) -> UUID:
+        worker_id = make_worker(queues, name)
+        values = {"state": "idle", "looked_at": sa.func.now(), **columns}
+        with transaction(engine) as conn:
+            conn.execute(tables.workers.update().where(tables.workers.c.id == worker_id).values(**values))
+        return worker_id
+
+    return make
+
+
+@pytest.fixture
 def make_job(engine: Engine, tenant: Tenant) -> Callable[..., Job]:
     """``make_job(kind=…, **NewJob fields)`` queues a job of ``tenant``, or of ``tenant_id``."""
 
@@ -101,3 +121,50 @@ def make_model(engine: Engine) -> Callable[..., ModelVersion]:
             return registry.register_version(conn, NewVersion(**{**defaults, **values}))
 
     return make
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """A receiver of webhooks, without TLS."""
+    made = Receiver()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def requests_of() -> Callable[[Client], list[str]]:
+    """``requests_of(client)``: what it asks from now on, the object store too: ``["GET http://…/v1/jobs", …]``."""
+
+    def note(client: Client) -> list[str]:
+        asked: list[str] = []
+
+        def hook(request: httpx.Request) -> None:
+            asked.append(f"{request.method} {request.url.copy_with(query=None)}")
+
+        for http in (client._http, client._plain):
+            http.event_hooks = {"request": [hook]}
+        return asked
+
+    return note
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[bytes], Path]:
+    """``saved(data)``: a file with this in it."""
+
+    def save(data: bytes) -> Path:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"
+        path.write_bytes(data)
+        return path
+
+    return save
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that names it ends without temporary files, whatever goes wrong in it."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    yield
+    assert list(folder.iterdir()) == []

@@ -6,12 +6,13 @@ import zipfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 from calotype import tables, tenants
+from calotype.client.fleet import FleetCalls
 from calotype.database import connect_engine, transaction
 
 if TYPE_CHECKING:
@@ -79,6 +80,19 @@ def test_queues_and_workers_are_shown_as_tables_and_as_json(cli: Cli) -> None:
         "diffusion.train",
         "diffusion.benchmark",
     }
+
+
+def test_a_queue_whose_jobs_were_not_all_counted_is_shown_so(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = FleetCalls.queues
+
+    def queues(client: FleetCalls) -> list[dict[str, Any]]:
+        first, *others = real(client)
+        return [{**first, "depth": 120_000, "runnable": 100_000, "at_least": True}, *others]
+
+    monkeypatch.setattr(FleetCalls, "queues", queues)
+    _, first, *others = cli("queues", "list").out.splitlines()
+    assert first.split()[1:3] == ["120000+", "100000+"]
+    assert not [line for line in others if "+" in line]
 
 
 def test_a_queue_is_paused_with_a_reason_and_resumed(cli: Cli) -> None:

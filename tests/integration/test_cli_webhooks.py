@@ -86,14 +86,36 @@ def test_a_file_that_is_not_json_lines_submits_nothing(cli: Cli, spec: Callable[
 
 
 def test_the_client_splits_many_specs_into_calls_and_repeats_none(
-    client: Client, spec: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    client: Client,
+    spec: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    requests_of: Callable[[Client], list[str]],
 ) -> None:
     monkeypatch.setattr("calotype.client.jobs.LARGEST_BULK_LINES", 2)
+    asked = requests_of(client)
     given = [spec(input={"seed": seed}, idempotency_key=f"bulk-{seed}") for seed in range(5)]
 
-    first, again = list(client.submit_bulk(given)), list(client.submit_bulk(given))
+    first = list(client.submit_bulk(given))
+    assert asked == [f"POST {client.url}/v1/jobs:bulk"] * 3
+    again = list(client.submit_bulk(given))
 
     assert [one["index"] for one in first] == list(range(5))
     assert [one["job"]["spec"]["input"]["seed"] for one in first] == list(range(5))
     assert [one["job"]["id"] for one in first] == [one["job"]["id"] for one in again]
     assert list(client.submit_bulk([])) == []
+
+
+def test_the_client_splits_specs_that_are_too_long_for_one_call(
+    client: Client,
+    spec: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    requests_of: Callable[[Client], list[str]],
+) -> None:
+    given = [spec(input={"seed": seed, "prompt": "bird " * 40}) for seed in range(3)]
+    monkeypatch.setattr("calotype.client.jobs.LARGEST_BULK_BYTES", 2 * len(json.dumps(given[0])))
+    asked = requests_of(client)
+
+    answers = list(client.submit_bulk(given))
+
+    assert len(asked) == 3
+    assert [one["index"] for one in answers] == [0, 1, 2]

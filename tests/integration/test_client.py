@@ -91,17 +91,23 @@ def test_download_keeps_what_is_there_and_replaces_what_is_damaged(
 
 
 def test_jobs_come_newest_first_over_all_pages(
-    client: Client, spec: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    client: Client, spec: Callable[..., Any], requests_of: Callable[[Client], list[str]]
 ) -> None:
     made = [client.submit(spec())["id"] for _ in range(3)]
+    asked = requests_of(client)
 
     listed = [job["id"] for job in client.jobs(limit=3, page_size=2)]
 
     assert listed == made[::-1]
+    assert len(asked) == 2
 
 
 def test_a_large_dataset_goes_straight_into_the_object_store(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Client,
+    stack: RunningUp,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    requests_of: Callable[[Client], list[str]],
 ) -> None:
     monkeypatch.setattr("calotype.client.assets.DIRECT_UPLOAD_BYTES", 0)
     Image.effect_noise((16, 16), 60).convert("RGB").save(tmp_path / "one.png")
@@ -109,8 +115,13 @@ def test_a_large_dataset_goes_straight_into_the_object_store(
     with zipfile.ZipFile(archive, "w") as target:
         target.write(tmp_path / "one.png", "one.png")
 
+    asked = requests_of(client)
     dataset = client.upload_dataset(archive)
 
+    announced, put, completed = asked
+    assert announced == f"POST {stack.url}/v1/datasets"
+    assert put.startswith("PUT ") and stack.url not in put
+    assert completed == f"POST {stack.url}/v1/datasets/{dataset['id']}/complete"
     assert dataset["name"] == "large"
     assert dataset["images"] == 1
     assert client.dataset(dataset["id"])["id"] == dataset["id"]

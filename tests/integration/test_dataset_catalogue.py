@@ -41,16 +41,6 @@ def other(make_tenant: Callable[..., Tenant]) -> UUID:
     return make_tenant().id
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[[bytes], Path]:
-    def save(data: bytes) -> Path:
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"
-        path.write_bytes(data)
-        return path
-
-    return save
-
-
 def test_a_tenant_sees_its_own_and_shared_datasets_and_no_others(
     engine: sa.Engine, store: ObjectStore, owner: UUID, other: UUID, saved: Callable[[bytes], Path]
 ) -> None:

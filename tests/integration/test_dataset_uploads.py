@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
@@ -28,6 +27,8 @@ from calotype.errors import Conflict, Invalid, NotFound
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 
+pytestmark = pytest.mark.usefixtures("scratch")
+
 LIMITS = DatasetLimits.of(Settings())
 
 
@@ -39,26 +40,6 @@ def owner(make_tenant: Callable[..., Tenant]) -> UUID:
 @pytest.fixture
 def other(make_tenant: Callable[..., Tenant]) -> UUID:
     return make_tenant().id
-
-
-@pytest.fixture(autouse=True)
-def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every test, whatever goes wrong in it, ends without temporary files."""
-    folder = tmp_path / "scratch"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    yield
-    assert list(folder.iterdir()) == []
-
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[[bytes], Path]:
-    def save(data: bytes) -> Path:
-        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"
-        path.write_bytes(data)
-        return path
-
-    return save
 
 
 def test_an_archive_that_a_client_put_by_itself_becomes_a_dataset(

@@ -46,13 +46,6 @@ Eventually = Callable[..., Any]
 
 
 @pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def make_deliverer(settings: Settings) -> Iterator[Callable[..., Deliverer]]:
     """`make_deliverer(seconds=…)`: one that may send to this machine, with connections of its own."""
     made: list[Deliverer] = []
@@ -527,6 +520,24 @@ def test_a_backlog_at_a_dead_url_is_put_off_with_the_first_that_fails(
     make_deliverer().look()
     eventually(lambda: all(row["log"] for row in rows()), timeout=30)
     assert {(row["state"], row["attempts"]) for row in rows()} == {("pending", 1)}
+
+
+def test_a_backlog_for_an_address_that_is_refused_is_not_counted_as_tried(
+    engine: Engine,
+    end_job: Callable[..., Job],
+    rows: Callable[[], list[Mapping[str, Any]]],
+    eventually: Eventually,
+) -> None:
+    for _ in range(20):
+        end_job(url="https://hooks.example.test/")
+    deliverer = Deliverer(engine, Sender(AddressPolicy(), lookup=lambda _host, port: [(2, ("10.0.0.1", port))]))
+    assert deliverer.look() == PER_HOST
+    eventually(lambda: deliverer._slots.free == 32, timeout=30)
+    # Those that were tried, and no others.
+    assert sorted(row["attempts"] for row in rows()) == [0] * (20 - PER_HOST) + [1] * PER_HOST
+    # Nor is a host of which nothing is known sent to more slowly.
+    assert deliverer.look() == PER_HOST
+    deliverer.close()
 
 
 def _due(host: str, tenant: int = 1) -> trying.Due:

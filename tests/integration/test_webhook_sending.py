@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import Certificate, make_certificate
 from webhook_receiver import Answer, Receiver
 
 from calotype.webhooks.network import SocketAddress, dial, look_up
@@ -20,24 +19,20 @@ from calotype.webhooks.targets import AddressPolicy
 
 LOOPBACK = AddressPolicy.of("127.0.0.0/8")
 UNRESOLVED = "the host does not resolve to public addresses"
-TLS = Path(__file__).parent / "tls"
 SECRET = new_secret()
 BODY = b'{"type":"job.succeeded"}'
 
 
-@pytest.fixture
-def receiver() -> Iterator[Receiver]:
-    made = Receiver()
-    yield made
-    made.close()
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    """Of `receiver.test`."""
+    return make_certificate("receiver.test", tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture
-def tls_receiver() -> Iterator[Receiver]:
-    """Shows a certificate for `receiver.test`."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(TLS / "certificate.pem", TLS / "key.pem")
-    made = Receiver(context)
+def tls_receiver(certificate: Certificate) -> Iterator[Receiver]:
+    """Shows the certificate."""
+    made = Receiver(certificate.serving())
     yield made
     made.close()
 
@@ -155,7 +150,7 @@ def test_a_proxy_of_the_environment_is_not_used(receiver: Receiver, monkeypatch:
 def test_nothing_is_connected_to_when_one_of_the_addresses_is_not_public(addresses: tuple[str, ...]) -> None:
     dials = Dials()
     reply = send(Sender(AddressPolicy(), lookup=found(*addresses), dial=dials), "https://hooks.example.com/")
-    assert (reply.status_code, reply.error) == (None, UNRESOLVED)
+    assert (reply.status_code, reply.error, reply.silent) == (None, UNRESOLVED, False)
     assert dials.dialled == []
 
 
@@ -212,12 +207,8 @@ def test_the_systems_resolver_is_asked_where_none_is_given(receiver: Receiver) -
 # --- TLS ---
 
 
-def _trusting() -> ssl.SSLContext:
-    return ssl.create_default_context(cafile=str(TLS / "certificate.pem"))
-
-
-def test_tls_is_verified_against_the_name_in_the_url(tls_receiver: Receiver) -> None:
-    sender = Sender(LOOPBACK, ssl_context=_trusting(), lookup=found("127.0.0.1"))
+def test_tls_is_verified_against_the_name_in_the_url(tls_receiver: Receiver, certificate: Certificate) -> None:
+    sender = Sender(LOOPBACK, ssl_context=certificate.trusting(), lookup=found("127.0.0.1"))
     assert send(sender, f"https://receiver.test:{tls_receiver.port}/").error is None
     other = send(sender, f"https://other.test:{tls_receiver.port}/")
     assert other.status_code is None and "the certificate is refused: Hostname mismatch" in other.error
@@ -226,13 +217,14 @@ def test_tls_is_verified_against_the_name_in_the_url(tls_receiver: Receiver) -> 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(tls_receiver: Receiver) -> None:
     reply = send(Sender(LOOPBACK, lookup=found("127.0.0.1")), f"https://receiver.test:{tls_receiver.port}/")
-    assert "the certificate is refused" in reply.error
+    assert "the certificate is refused" in reply.error and reply.silent
     assert tls_receiver.received == []
 
 
 def test_a_receiver_without_tls_fails_as_such(receiver: Receiver) -> None:
     reply = send(Sender(LOOPBACK, lookup=found("127.0.0.1")), f"https://receiver.test:{receiver.port}/")
     assert reply.status_code is None and reply.error.startswith("TLS failed")
+    assert reply.silent
 
 
 # --- Bounds ---
@@ -246,7 +238,7 @@ def _seconds(action: Callable[[], Any]) -> tuple[Any, float]:
 def test_a_receiver_that_never_answers_is_given_up_on(raw: Callable[..., str]) -> None:
     url = raw(lambda connection: time.sleep(20))
     reply, seconds = _seconds(lambda: send(Sender(LOOPBACK, seconds=0.5), url))
-    assert (reply.status_code, reply.error) == (None, "no answer within 0.5 s")
+    assert (reply.status_code, reply.error, reply.silent) == (None, "no answer within 0.5 s", True)
     assert seconds < 10
 
 
@@ -259,6 +251,20 @@ def test_a_receiver_that_answers_a_byte_now_and_then_is_given_up_on(raw: Callabl
     reply, seconds = _seconds(lambda: send(Sender(LOOPBACK, seconds=1.0), raw(drip)))
     assert reply.error == "no answer within 1 s"
     assert seconds < 20
+
+
+def test_a_failure_whose_body_drips_is_read_for_as_long_as_the_try_may_take(raw: Callable[..., str]) -> None:
+    def drip(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\n")
+        for _ in range(200):
+            connection.sendall(b"x")
+            time.sleep(0.1)
+
+    reply = send(Sender(LOOPBACK, seconds=3.0), raw(drip))
+    assert reply.status_code == 500
+    # Not all of it, which would have been kept.
+    assert 0 < len(reply.answer) < 200
 
 
 def test_a_receiver_that_does_not_read_is_given_up_on(raw: Callable[..., str]) -> None:
@@ -306,7 +312,7 @@ def test_an_answer_that_is_not_http_is_a_failure(raw: Callable[..., str], head: 
         connection.recv(65536)
 
     reply = send(Sender(LOOPBACK), raw(talk))
-    assert (reply.status_code, reply.error) == (None, "the answer is not HTTP")
+    assert (reply.status_code, reply.error, reply.silent) == (None, "the answer is not HTTP", True)
 
 
 def test_a_receiver_that_answers_before_it_has_read_all_is_heard(raw: Callable[..., str]) -> None:
@@ -323,3 +329,45 @@ def test_a_receiver_that_answers_before_it_has_read_all_is_heard(raw: Callable[.
 def test_a_url_that_this_release_no_longer_reads_is_a_failure_and_no_error() -> None:
     reply = send(Sender(LOOPBACK), "gopher://hooks.example.com/")
     assert reply.status_code is None and "must begin with https://" in reply.error
+    assert not reply.silent
+
+
+# --- Whose failure it is ---
+
+
+def _failing(error: Exception) -> Callable[[SocketAddress, float], socket.socket]:
+    def fail(_address: SocketAddress, _seconds: float) -> socket.socket:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionRefusedError(111, "Connection refused"), TimeoutError(), OSError(113, "No route to host")],
+    ids=["refused", "timeout", "unreachable"],
+)
+def test_a_receiver_that_cannot_be_connected_to_is_silent(error: Exception) -> None:
+    sender = Sender(AddressPolicy(), lookup=found("93.184.216.34"), dial=_failing(error))
+    assert send(sender, "https://hooks.example.com/").silent
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(24, "Too many open files"),
+        OSError(101, "Network is unreachable"),
+        RuntimeError("can't start new thread"),
+    ],
+    ids=["no sockets", "no network", "no threads"],
+)
+def test_a_receiver_that_this_side_could_not_ask_is_not_silent(error: Exception) -> None:
+    sender = Sender(AddressPolicy(), lookup=found("93.184.216.34"), dial=_failing(error))
+    reply = send(sender, "https://hooks.example.com/")
+    assert reply.error is not None and not reply.silent
+
+
+def test_a_receiver_that_answers_is_not_silent(receiver: Receiver) -> None:
+    receiver.answers = [Answer(200), Answer(500)]
+    assert not send(Sender(LOOPBACK), receiver.url).silent
+    assert not send(Sender(LOOPBACK), receiver.url).silent

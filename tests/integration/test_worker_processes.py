@@ -20,7 +20,7 @@ import worker_handlers
 from postgres_outage import Outage
 from sqlalchemy import Engine
 
-from calotype import queue, tables
+from calotype import queue, tables, workers
 from calotype.artifacts import Artifact, ObjectStore, job_prefix
 from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
@@ -327,6 +327,40 @@ def test_a_bell_heard_by_a_worker_that_is_busy_by_its_own_clock_is_passed_on_to_
     doorbell.close()
     assert done.started_at is not None
     assert (done.started_at - done.created_at).total_seconds() < 1.0
+
+
+def test_a_bell_heard_by_a_worker_that_an_operator_drains_is_passed_on_until_it_takes_jobs_again(
+    start_worker: StartWorker,
+    submit: Submit,
+    ended: Callable[..., Job],
+    engine: Engine,
+    settings: Settings,
+    eventually: Eventually,
+    tmp_path: Path,
+) -> None:
+    start_worker("resting", idle_poll_seconds=600.0)
+    eventually(lambda: b"Connected to redis" in (tmp_path / "resting.log").read_bytes(), 20.0)
+    with transaction(engine) as conn:
+        [resting] = list_workers(conn)
+        workers.drain(conn, resting.id)
+    eventually(lambda: b"draining: no new jobs" in (tmp_path / "resting.log").read_bytes(), 20.0)
+    active = start_worker("active", idle_poll_seconds=600.0)
+    eventually(lambda: b"Connected to redis" in (tmp_path / "active.log").read_bytes(), 20.0)
+    doorbell = Doorbell(settings)
+    # Both listen, and who hears a bell is for Redis to choose.
+    for _ in range(4):
+        job = submit("image")
+        doorbell.ring(job.queue)
+        assert ended(job.id).worker_id != resting.id
+
+    active.terminate()
+    active.wait(30)
+    with transaction(engine) as conn:
+        workers.undrain(conn, resting.id)
+    last = submit("image")
+    doorbell.ring(last.queue)
+    assert ended(last.id).worker_id == resting.id
+    doorbell.close()
 
 
 def test_a_doorbell_wakes_an_idle_worker_long_before_its_own_clock_and_again_after_each_job(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from uuid import UUID, uuid4
 
 import pytest
 from flask import Flask
 
 from api import turns
 from api.turns import Permits, Turns
+from calotype.settings import Settings
 
 
 class Gauge:
@@ -89,11 +92,44 @@ def test_a_stream_takes_a_turn_for_a_moment() -> None:
             pass
 
 
+def take(permits: Permits, tenant: UUID, wanted: int, until: ExitStack) -> int:
+    """How many of the permits that ``tenant`` wants it gets."""
+    return sum(until.enter_context(permits.permit(tenant)) for _ in range(wanted))
+
+
 def test_so_many_may_wait_and_the_next_one_is_told_at_once() -> None:
-    permits = Permits(2)
-    with permits.permit() as first, permits.permit() as second, permits.permit() as third:
-        assert (first, second, third) == (True, True, False)
+    permits, tenant = Permits(2), uuid4()
+    with ExitStack() as waiting:
+        assert take(permits, tenant, 3, waiting) == 2
         assert permits.taken == 2
     assert permits.taken == 0
-    with permits.permit() as again:
+    with permits.permit(tenant) as again:
         assert again
+
+
+def test_a_thousand_clients_of_one_tenant_may_wait_at_a_process() -> None:
+    with ExitStack() as waiting:
+        assert take(Permits(Settings().api_waiters), uuid4(), 1_000, waiting) == 1_000
+
+
+def test_a_tenant_that_takes_what_it_can_leaves_some_to_each_of_many_others() -> None:
+    permits, greedy = Permits(1152), uuid4()
+    with ExitStack() as waiting:
+        assert take(permits, greedy, 2_000, waiting) == 1_008
+        assert [take(permits, uuid4(), 1, waiting) for _ in range(100)] == [1] * 100
+        assert take(permits, greedy, 1, waiting) == 0
+
+
+def test_of_tenants_that_all_want_many_each_comes_to_have_as_many_as_the_next() -> None:
+    permits, tenants = Permits(150), [uuid4(), uuid4()]
+    held: dict[UUID, list[ExitStack]] = {tenant: [] for tenant in tenants}
+    for tenant in tenants * 200:
+        # One that waited goes, and two come.
+        if held[tenant]:
+            held[tenant].pop().close()
+        for _ in range(2):
+            came = ExitStack()
+            if came.enter_context(permits.permit(tenant)):
+                held[tenant].append(came)
+    first, second = (len(held[tenant]) for tenant in tenants)
+    assert abs(first - second) <= 7 and first + second > 130

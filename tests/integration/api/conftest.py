@@ -27,6 +27,7 @@ from calotype import tenants
 from calotype.artifacts import ObjectStore
 from calotype.database import transaction
 from calotype.doorbell import Doorbell
+from calotype.registry import ModelVersion
 from calotype.settings import Settings
 from calotype.tenants import Scope, Tenant
 
@@ -133,6 +134,12 @@ def admin(make_client: Callable[..., FlaskClient], make_tenant: Callable[..., Te
 def anonymous(app: Flask) -> FlaskClient:
     """A client without a key."""
     return app.test_client()
+
+
+@pytest.fixture
+def small_model(make_model: Callable[..., ModelVersion]) -> ModelVersion:
+    """What the requests of `api_helpers` name."""
+    return make_model("small-model")
 
 
 @pytest.fixture

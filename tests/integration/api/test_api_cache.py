@@ -22,13 +22,10 @@ from calotype.registry import ModelVersion
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 
+pytestmark = pytest.mark.usefixtures("small_model")
+
 QUEUES = ("diffusion.generate",)
 Json = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def small_model(make_model: Callable[..., ModelVersion]) -> ModelVersion:
-    return make_model("small-model")
 
 
 @pytest.fixture

@@ -27,6 +27,7 @@ from calotype.database import transaction
 from calotype.jobs import Job, JobError, Progress
 from calotype.settings import Settings
 from calotype.streams import MEDIA_TYPE, read_events
+from calotype.tenants import Tenant
 
 
 class Stream:
@@ -383,17 +384,26 @@ def test_streams_that_wait_hold_no_database_connection_and_no_turn(
 
 
 @pytest.fixture
-def narrow(settings: Settings, engine: Engine, store: ObjectStore, here: Services) -> Iterator[Flask]:
-    """An application at which one client may wait."""
-    app = create_app(dataclasses.replace(settings, api_waiters=1), engine=engine, store=store, doorbell=here.doorbell)
-    yield app
-    app.extensions[EXTENSION].watcher.close()
+def make_narrow(
+    settings: Settings, engine: Engine, store: ObjectStore, here: Services
+) -> Iterator[Callable[[int], Flask]]:
+    """``make_narrow(waiters)``: an application at which so many clients may wait."""
+    made: list[Flask] = []
+
+    def make(waiters: int) -> Flask:
+        own = dataclasses.replace(settings, api_waiters=waiters)
+        made.append(create_app(own, engine=engine, store=store, doorbell=here.doorbell))
+        return made[-1]
+
+    yield make
+    for app in made:
+        app.extensions[EXTENSION].watcher.close()
 
 
 def test_where_no_more_may_wait_a_stream_tells_what_is_and_asks_to_come_back_later(
-    narrow: Flask, client: FlaskClient, running: Job
+    make_narrow: Callable[[int], Flask], client: FlaskClient, running: Job
 ) -> None:
-    crowded = narrow.test_client()
+    crowded = make_narrow(1).test_client()
     crowded.environ_base.update(client.environ_base)
     first = Stream(crowded, running)
     first.read(2)
@@ -407,3 +417,30 @@ def test_where_no_more_may_wait_a_stream_tells_what_is_and_asks_to_come_back_lat
     third = Stream(crowded, running)
     assert third.raw == b"" and third.read(2) and third.raw.startswith(b"retry: 1000\n\n")
     third.disconnect()
+
+
+def test_a_tenant_whose_clients_take_what_they_can_leaves_others_room_to_wait(
+    make_narrow: Callable[[int], Flask],
+    make_client: Callable[..., FlaskClient],
+    make_tenant: Callable[..., Tenant],
+    client: FlaskClient,
+    running: Job,
+    make_job: Callable[..., Job],
+) -> None:
+    app, neighbour = make_narrow(8), make_tenant()
+    crowded, other = app.test_client(), app.test_client()
+    crowded.environ_base.update(client.environ_base)
+    other.environ_base.update(make_client(neighbour).environ_base)
+    theirs = make_job(tenant_id=neighbour.id)
+
+    taken = [Stream(crowded, running) for _ in range(7)]
+    for stream in taken:
+        assert stream.read(2) and stream.raw.startswith(b"retry: 1000\n\n")
+    beyond = Stream(crowded, running)
+    assert [event["seq"] for event in beyond.rest()] == [1, 2]
+    assert beyond.raw.startswith(b"retry: 5000\n\n")
+
+    first = Stream(other, theirs)
+    assert first.read(1) and first.raw.startswith(b"retry: 1000\n\n")
+    for stream in (*taken, first):
+        stream.disconnect()

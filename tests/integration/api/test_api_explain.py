@@ -28,17 +28,8 @@ DRY_RUN = "/v1/jobs?dry_run=true"
 
 
 @pytest.fixture
-def small_model(make_model: Callable[..., Any]) -> None:
-    make_model("small-model")
-
-
-@pytest.fixture
-def idle_worker(engine: Engine, make_worker: Callable[..., UUID]) -> UUID:
-    worker_id = make_worker()
-    with transaction(engine) as conn:
-        mine = tables.workers.c.id == worker_id
-        conn.execute(tables.workers.update().where(mine).values(state="idle", looked_at=sa.func.now()))
-    return worker_id
+def idle_worker(make_idle: Callable[..., UUID]) -> UUID:
+    return make_idle()
 
 
 @pytest.fixture

@@ -30,11 +30,6 @@ from worker import orphans
 pytestmark = pytest.mark.usefixtures("small_model")
 
 
-@pytest.fixture
-def small_model(make_model: Callable[..., Any]) -> None:
-    make_model("small-model")
-
-
 def count(engine: Engine, table: sa.Table) -> int:
     with transaction(engine) as conn:
         return int(conn.execute(sa.select(sa.func.count()).select_from(table)).scalar_one())

@@ -26,11 +26,6 @@ SECRET = new_secret()
 
 
 @pytest.fixture
-def small_model(make_model: Callable[..., Any]) -> None:
-    make_model("small-model")
-
-
-@pytest.fixture
 def ended(client: FlaskClient) -> dict[str, Any]:
     """A job with a webhook that was canceled."""
     response = client.post("/v1/jobs", json=generate(webhook={"url": URL, "secret": SECRET}))
