@@ -1,6 +1,6 @@
 """What tenants are charged for: virtual time in their pool, usage per day, and rates that estimates rest on.
 
-Rows are locked in one order, jobs before shares before usage before rates, so that two transactions never wait for each
+Rows are locked in one order, jobs before rates before shares before usage, so that two transactions never wait for each
 other in a ring.
 """
 

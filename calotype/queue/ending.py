@@ -32,10 +32,10 @@ def finish(conn: sa.Connection, job_id: UUID, epoch: int, outcome: Outcome) -> J
     held = lock_held(conn, job_id, epoch)
     if held.job.state is State.CANCELING:
         return _hand_over(conn, held, outcome)
-    job = _leave(conn, held, State.SUCCEEDED, result=_publish(conn, job_id, outcome))
     if held.job.attempt == 1 and held.job.gpu_seconds == 0.0:
-        accounts.observe(conn, job, held.seconds)
-    return job
+        # Before the shares are locked, for which claims wait.
+        accounts.observe(conn, held.job, held.seconds)
+    return _leave(conn, held, State.SUCCEEDED, result=_publish(conn, job_id, outcome))
 
 
 def _publish(conn: sa.Connection, job_id: UUID, outcome: Outcome) -> dict[str, Any]:

@@ -21,6 +21,16 @@ from calotype.tenants import Tenant
 
 GENERATE, TRAIN = "diffusion.generate", "diffusion.train"
 
+# A job that runs, and what its tenant's share says of those that do.
+_BEGAN_EARLIER = sa.text("""
+WITH was AS (SELECT id, tenant_id, pool, batch_share, started_at FROM jobs WHERE id = :job_id),
+job AS (
+    UPDATE jobs j SET started_at = clock_timestamp() - :seconds FROM was WHERE j.id = was.id RETURNING j.started_at)
+UPDATE shares s SET device_starts = s.device_starts
+    + was.batch_share * (date_part('epoch', job.started_at) - date_part('epoch', was.started_at))
+FROM was, job WHERE s.tenant_id = was.tenant_id AND s.pool = was.pool
+""").bindparams(sa.bindparam("seconds", type_=sa.Interval))
+
 
 @dataclass
 class Floor:
@@ -57,8 +67,7 @@ class Floor:
     def left(self, job: Job, seconds: float, how: Callable[..., Job], *arguments: Any) -> Job:
         """Like :meth:`finish`, by any way out of a worker's hands."""
         with transaction(self.engine) as conn:
-            began = sa.func.clock_timestamp() - timedelta(seconds=seconds)
-            conn.execute(tables.jobs.update().where(tables.jobs.c.id == job.id).values(started_at=began))
+            conn.execute(_BEGAN_EARLIER, {"job_id": job.id, "seconds": timedelta(seconds=seconds)})
             return how(conn, job.id, job.epoch, *arguments)
 
     def do(self, action: Callable[..., Any], *arguments: Any, **values: Any) -> Any:

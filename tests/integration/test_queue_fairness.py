@@ -49,9 +49,9 @@ def test_short_jobs_of_which_nothing_is_known_are_given_time_by_weight_from_the_
     floor: Floor, make_tenant: Callable[..., Tenant], devices: int
 ) -> None:
     heavy, light = make_tenant(weight=3.0), make_tenant(weight=1.0)
-    floor.submit(heavy, 200)
-    floor.submit(light, 200)
-    # Each is charged with 5 s until the first has ended.
+    floor.submit(heavy, 200, kind=Kind.TRAIN)
+    floor.submit(light, 200, kind=Kind.TRAIN)
+    # Each is charged with 600 s until the first has ended.
     Devices(floor, devices, _short()).run(200)
     assert _given(floor, heavy) / _given(floor, light) == pytest.approx(3.0, rel=0.05)
 
@@ -74,9 +74,9 @@ def test_who_comes_beside_jobs_with_a_wrong_estimate_does_not_pay_for_it(
 
 
 def _short() -> Callable[[Job], float]:
-    """Seconds of jobs: the same whenever a job is asked about."""
+    """Seconds of jobs, the same whenever a job is asked about; long beside the real time of a test."""
     dice, taken = random.Random(7), {}  # type: ignore[var-annotated]
-    return lambda job: taken.setdefault(job.id, dice.uniform(0.05, 0.15))
+    return lambda job: taken.setdefault(job.id, dice.uniform(5.0, 15.0))
 
 
 def _given(floor: Floor, tenant: Tenant) -> float:
