@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from api.services import Services
 from calotype import idempotency, queue, specs, submission
-from calotype.database import in_transaction, statement
-from calotype.errors import CalotypeError, FieldError, Invalid
+from calotype.database import in_transaction, statement, undid_deadlock
+from calotype.errors import CalotypeError, DependencyDown, FieldError, Invalid
 from calotype.jobs import Job
 from calotype.references import Held, Memory, Remembered
 from calotype.settings import Settings
@@ -42,8 +42,13 @@ def _at_once(here: Services, tenant_id: UUID, body: specs.JobRequest, key: str |
         return None
     if key is not None:
         new = replace(new, request_key=idempotency.RequestKey.of(key, body))
-    with statement(here.statements) as conn:
-        return queue.submit_at_once(conn, new, references.used)
+    try:
+        with statement(here.statements) as conn:
+            return queue.submit_at_once(conn, new, references.used)
+    except DependencyDown as exc:
+        if not undid_deadlock(exc):
+            raise
+        return None
 
 
 def record(

@@ -79,17 +79,24 @@ def autocommitting(engine: sa.Engine) -> sa.Engine:
     return engine.execution_options(isolation_level="AUTOCOMMIT")
 
 
-def _refuse_if_hung_up(connection: Any, _record: object, _proxy: object) -> None:
+def _refuse_if_hung_up(connection: Any, record: Any, _proxy: object) -> None:
     """Makes the pool connect anew when Postgres has closed its connections.
 
     An idle connection has nothing to say. What can be read of it is its end, or the words before that: a look at the
     socket tells, where a ping would cost every transaction one more round trip. Of a peer that is gone without a word
     the keepalives tell, and a ping would have to wait for them, too.
     """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    if connection.closed or poll.poll(0):
+    if not record.info.get("used"):
+        # Made this moment: whoever refuses that is given an error, and no connection any more.
+        record.info["used"] = True
+    elif connection.closed or _is_readable(connection.fileno()):
         raise InvalidatePoolError("Postgres has closed an idle connection.")
+
+
+def _is_readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 @contextmanager
@@ -111,7 +118,7 @@ def statement(engine: sa.Engine) -> Iterator[sa.Connection]:
     ``engine`` is one with autocommit.
 
     Raises:
-        DependencyDown: as :func:`transaction`.
+        DependencyDown: Postgres cannot be reached or went away; whether a statement that was sent took effect is open.
     """
     with _naming_outages(), engine.connect() as conn:
         yield conn
@@ -143,10 +150,15 @@ def in_transaction(engine: sa.Engine, action: Callable[[sa.Connection], T]) -> T
             with transaction(engine) as conn:
                 return action(conn)
         except DependencyDown as exc:
-            if not isinstance(getattr(exc.__cause__, "orig", None), DeadlockDetected):
+            if not undid_deadlock(exc):
                 raise
     with transaction(engine) as conn:
         return action(conn)
+
+
+def undid_deadlock(exc: DependencyDown) -> bool:
+    """Whether Postgres ended the transaction to undo a deadlock: begun anew it may well succeed."""
+    return isinstance(getattr(exc.__cause__, "orig", None), DeadlockDetected)
 
 
 def _away(exc: Exception) -> DependencyDown:

@@ -231,7 +231,7 @@ def delete_model(conn: sa.Connection, tenant_id: UUID, ref: str) -> list[str]:
     if version is not None:
         condition = sa.and_(condition, models.c.version == version)
     # Locked first: a submission that holds a version commits its job before the jobs are looked at.
-    rows = conn.execute(sa.select(models).where(condition).with_for_update()).mappings().all()
+    rows = conn.execute(sa.select(models).where(condition).order_by(models.c.id).with_for_update()).mappings().all()
     doomed = [ModelVersion.from_row(row) for row in rows]
     if not doomed:
         raise NotFound(f"You own no model {ref!r}.")

@@ -144,7 +144,7 @@ class Deliverer:
         except Exception:
             log.exception("a try failed", extra={"delivery": due.id})
         finally:
-            self._leave(due, silent=reply is not None and reply.silent)
+            self._leave(due, silent=reply is not None and reply.slow)
 
     def _leave(self, due: Due, *, silent: bool) -> None:
         with self._changed:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 #: Seconds between two looks whether an operator lets the worker take jobs again.
 RESTING_SECONDS = 1.0
 
+#: How often it looks again when there was work that it could not get, and after how long.
+MOST_CONTENDED, CONTENDED_SECONDS = 5, 0.05
+
 
 class DrainLoop:
     """Runs in one thread: at most one batch at a time per process."""
@@ -108,13 +111,20 @@ class DrainLoop:
                 self._changed.notify_all()
 
     def _drain(self) -> None:
+        contended = 0
         try:
             while not self._shutdown.is_set():
                 self.last_turn = time.monotonic()
                 claimed = self._claim()
-                if not claimed.jobs:
+                if claimed.jobs:
+                    contended = 0
+                    self._execute(claimed.jobs)
+                elif claimed.contended and contended < MOST_CONTENDED:
+                    # Whoever was faster, or held a lock, may have left something.
+                    contended += 1
+                    self._shutdown.wait(CONTENDED_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load
+                else:
                     return
-                self._execute(claimed.jobs)
         except DependencyDown as exc:
             log.warning("cannot look for work", extra={"reason": exc.detail})
 

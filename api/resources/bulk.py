@@ -11,7 +11,6 @@ from uuid import UUID
 import sqlalchemy as sa
 from flask import Blueprint, Response, g, request
 from flask.typing import ResponseReturnValue
-from psycopg.errors import DeadlockDetected
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -21,7 +20,7 @@ from api.calls import Answer, JsonBody, call
 from api.errors import problem_body
 from api.services import Services, services
 from calotype import idempotency, queue, specs
-from calotype.database import transaction
+from calotype.database import transaction, undid_deadlock
 from calotype.errors import CalotypeError, DependencyDown, FieldError, Invalid, LimitExceeded, TooLarge
 from calotype.jobs import Job, State
 from calotype.tenants import Scope
@@ -122,7 +121,7 @@ def _record_chunk(here: Services, tenant_id: UUID, chunk: Sequence[tuple[int, _L
             with queue.usage_last(conn) as counted:
                 return [(index, _record(conn, here, tenant_id, line, counted)) for index, line in chunk]
     except DependencyDown as exc:
-        if len(chunk) == 1 or not isinstance(getattr(exc.__cause__, "orig", None), DeadlockDetected):
+        if len(chunk) == 1 or not undid_deadlock(exc):
             raise
         # Another call records equal jobs in another order. Nothing of this chunk was kept; one line holds only one.
         return [found for one in chunk for found in _record_chunk(here, tenant_id, [one])]

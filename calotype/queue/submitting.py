@@ -55,7 +55,8 @@ def submit_at_once(conn: sa.Connection, new: NewJob, versions: Mapping[str, Mode
     """
     if new.cache != "bypass":
         return None
-    refs = [(*parse_ref(ref), version.id) for ref, version in versions.items()]
+    # In one order: of several versions each is held.
+    refs = sorted(((*parse_ref(ref), version.id) for ref, version in versions.items()), key=lambda ref: ref[-1])
     names, numbers, ids = zip(*refs, strict=True) if refs else ((), (), ())
     values = _values(new, leader_id=None, limited=True)
     values |= {"names": list(names), "numbers": list(numbers), "ids": list(ids)}

@@ -7,6 +7,7 @@ second one an address of this network (DNS rebinding). So the library connects t
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import ssl
@@ -26,12 +27,21 @@ Lookup = Callable[[str, int], Sequence[SocketAddress]]
 Dial = Callable[[SocketAddress, float], socket.socket]
 
 
+#: What the system answers when it is this machine that can make no connection.
+OWN_ERRORS = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH}
+    | {errno.EACCES, errno.EPERM}
+)
 #: One answer for all of it: what names of this network stand for is nobody's business.
 UNRESOLVED = "the host does not resolve to public addresses"
 
 
 class NotReachable(Exception):
     """A connection that must not be made, or cannot be; its text is for the tenant."""
+
+
+class LookupTimedOut(TimeoutError):
+    """A resolver that took all of the time: perhaps this side's."""
 
 
 class Deadline:
@@ -98,7 +108,9 @@ class GuardedBackend(httpcore.NetworkBackend):
             try:
                 return GuardedStream(self._dial(address, self._deadline.left()), self._deadline)
             except OSError as exc:
-                failure = exc
+                # What one address says of the receiver outweighs that another cannot be reached from here.
+                if failure is None or failure.errno in OWN_ERRORS:
+                    failure = exc
         raise failure or NotReachable(UNRESOLVED)
 
     def _checked(self, host: str, port: int) -> Sequence[SocketAddress]:
@@ -107,7 +119,7 @@ class GuardedBackend(httpcore.NetworkBackend):
             addresses = [ipaddress.ip_address(str(place[0]).partition("%")[0]) for _, place in found]
         except (OSError, UnicodeError, ValueError) as exc:
             if isinstance(exc, TimeoutError):
-                raise
+                raise LookupTimedOut from exc
             raise NotReachable(UNRESOLVED) from exc
         if not all(self._policy.permits(address, self._scheme) for address in addresses):
             raise NotReachable(UNRESOLVED)

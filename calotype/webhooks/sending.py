@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import ssl
 import time
@@ -15,7 +14,17 @@ import httpcore
 import httpx
 
 from calotype import __version__
-from calotype.webhooks.network import Deadline, Dial, GuardedBackend, Lookup, NotReachable, dial, look_up
+from calotype.webhooks.network import (
+    OWN_ERRORS,
+    Deadline,
+    Dial,
+    GuardedBackend,
+    Lookup,
+    LookupTimedOut,
+    NotReachable,
+    dial,
+    look_up,
+)
 from calotype.webhooks.schedule import read_retry_after
 from calotype.webhooks.signing import signature
 from calotype.webhooks.targets import AddressPolicy, parse_url
@@ -26,11 +35,8 @@ log = logging.getLogger(__name__)
 SEND_SECONDS = 10.0
 #: Bytes that are read of an answer which is no success, and characters that are kept.
 READ_BYTES, KEPT_CHARACTERS = 2048, 300
-#: What the system answers when it is this machine that can make no connection.
-_OWN_ERRORS = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.ENETUNREACH}
-    | {errno.EACCES, errno.EPERM}
-)
+#: A failure that took longer holds threads up.
+SLOW_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +53,18 @@ class Reply:
     answer: str | None = None
     #: Seconds that the receiver asked to wait.
     retry_after: float | None = None
-    #: Nothing was sent, for a reason of this side: a refused address, a lack of sockets.
+    #: The receiver was not asked, perhaps for a reason of this side: a refused address, a resolver, a lack of sockets.
     withheld: bool = False
 
     @property
     def silent(self) -> bool:
-        """Whether the receiver was asked and gave no answer: the next message to it will fare alike, and take long."""
+        """Whether the receiver was asked and gave no answer: the next message to it will fare alike."""
         return self.status_code is None and not self.withheld
+
+    @property
+    def slow(self) -> bool:
+        """Whether it took long for nothing, and the next try may, too."""
+        return self.silent or (self.status_code is None and self.seconds > SLOW_SECONDS)
 
     @property
     def gone(self) -> bool:
@@ -152,7 +163,7 @@ def _by_receiver(exc: Exception) -> bool:
     """Whether a failure tells something of the receiver, and not of this side alone."""
     # Those of TLS have a number that is not the system's.
     if isinstance(exc, OSError) and not isinstance(exc, ssl.SSLError):
-        return exc.errno not in _OWN_ERRORS
+        return not (isinstance(exc, LookupTimedOut) or exc.errno in OWN_ERRORS)
     return isinstance(exc, ssl.SSLError | httpcore.ProtocolError)
 
 

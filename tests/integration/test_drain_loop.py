@@ -118,6 +118,24 @@ def test_a_drained_worker_takes_nothing_and_looks_again_once_it_is_undrained(
     eventually(lambda: _all_ended(engine), 30)
 
 
+def test_a_job_that_could_not_be_had_is_looked_for_again_without_a_bell(
+    start_loop: Callable[..., Drained], engine: Engine, make_job: Callable[..., Job], eventually: Eventually
+) -> None:
+    drained = start_loop(idle_poll_seconds=600.0)
+    make_job()
+    drained.loop.ring()
+    eventually(lambda: _all_ended(engine), 30)
+    make_job()
+    with transaction(engine) as conn:
+        # As in a claim of the same tenant whose commit takes long.
+        conn.execute(sa.select(tables.shares).with_for_update())
+        before = drained.loop.last_look
+        drained.loop.ring()
+        eventually(lambda: drained.loop.last_look != before, 30)
+        assert len(drained.batches) == 1
+    eventually(lambda: len(drained.batches) == 2, 30)
+
+
 @pytest.fixture
 def read_worker(engine: Engine) -> Callable[[UUID], Worker | None]:
     def read(worker_id: UUID) -> Worker | None:
