@@ -2,9 +2,9 @@
 
 In this order. *Fair share*: every tenant has a virtual time for each pool of workers, the device-seconds it was given
 over its weight; whose is least comes first (start-time fair queueing: Goyal, Vin and Cheng 1996, with the charge
-estimated at the claim and corrected at the end). A tenant that comes back after a pause starts at the time that the
-pool has come to, by what was measured and not by estimates, so that it cannot live on what it did not use, nor pays
-for a wrong estimate of another's job. *Static rank*, within a tenant: the time from which a
+estimated at the claim and corrected at the end). A tenant that comes back after a pause is raised by what the time
+of the pool moved on beyond what it was given, by what was measured and not by estimates, so that it cannot live on what
+it did not use, nor pays for a wrong estimate. *Static rank*, within a tenant: the time from which a
 job may run, minus a head start for each step of priority. Lower goes first. Because the rank does not change while the
 job waits, waiting longer is the same as moving up (aging), and an index can hold the order; computing the age in
 ORDER BY cannot use one. *Affinity*: a worker may let a job whose model it has loaded pass, for a bounded time and
@@ -83,15 +83,30 @@ def same_line(served: Iterable[str], queues: Iterable[str]) -> bool:
     return not set(served).isdisjoint(queues)
 
 
-def effective_vtime(vtime: float | None, *, idle: bool, floor: float | None) -> float:
-    """A tenant's place in the order of claims.
+def raised(given: float, *, floor: float | None, lag: float) -> float:
+    """By how much a tenant's virtual time and what counts as given to it are raised when it was idle.
 
-    ``vtime`` is that of its :class:`Standing`, None when it never ran there; ``floor`` the pool's :func:`pool_clock`.
-    ``idle`` is a tenant that nothing more could be claimed of at its latest claim or since, for it had nothing waiting
-    or was at its limit: the time that passed meanwhile is not saved up, even if a job of it ran.
+    It is what the pool's :func:`pool_clock` ``floor`` moved on beyond what the tenant was given itself: what it did not
+    use is gone, but what it was owed before stays owed. ``lag`` is :func:`behind` at the claim that left it idle, 0
+    once nothing of it ran or waited.
     """
-    own = vtime if vtime is not None else 0.0
-    return max(own, floor) if (idle or vtime is None) and floor is not None else own
+    return max(0.0, floor - given - lag) if floor is not None else 0.0
+
+
+def behind(given: float, *, floor: float | None) -> float:
+    """What a tenant is owed; ``floor`` is the pool's :func:`pool_clock` as if this one did not wait."""
+    return max(0.0, floor - given) if floor is not None else 0.0
+
+
+def effective_vtime(own: Standing | None, *, idle: bool, floor: float | None, lag: float = 0.0) -> float:
+    """A tenant's place in the order of claims; ``own`` is None when it never ran there.
+
+    ``idle`` is a tenant that nothing more could be claimed of at its latest claim or since, for it had nothing waiting
+    or was at its limit. Once it has something waiting again and room for it, it is :func:`raised`: at its claim, at the
+    end of one of its jobs, or, when its turn has to wait for what its jobs that run are charged, at a claim of others.
+    """
+    vtime = own.vtime if own is not None else 0.0
+    return max(vtime, floor - lag) if (idle or own is None) and floor is not None else vtime
 
 
 def turn(vtime: float, *, idle: bool, running: int, own: float | None = None) -> tuple[float, bool, float, int]:

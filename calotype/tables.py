@@ -292,13 +292,17 @@ shares = sa.Table(
     sa.Column("vtime", sa.Float, nullable=False),
     # The same without what is charged for the jobs that run.
     sa.Column("settled", sa.Float, nullable=False, server_default="0"),
+    # What is in vtime beyond both: by how much running jobs had taken longer than was charged, at the latest claims.
+    sa.Column("overdue", sa.Float, nullable=False, server_default="0"),
     sa.Column("running", sa.Integer, nullable=False, server_default="0"),
     # Devices that the running jobs take up, parts of batches included, and the sum of these parts, each times the
-    # second (of the epoch) in which it was claimed: devices * now - device_starts is what they took until now.
+    # second (since 2026) in which it was claimed: devices * now - device_starts is what they took until now.
     sa.Column("devices", sa.Float, nullable=False, server_default="0"),
     sa.Column("device_starts", sa.Float, nullable=False, server_default="0"),
     # Nothing more of it could be claimed, for nothing waits or it is at its limit: it comes back at the pool's clock.
     sa.Column("idle", sa.Boolean, nullable=False, server_default=sa.false()),
+    # By how much it was behind that clock at its latest claim: this much it stays behind when it was idle.
+    sa.Column("lag", sa.Float, nullable=False, server_default="0"),
     # The queues of the worker that claimed last.
     sa.Column("queues", pg.ARRAY(sa.Text), nullable=False),
     _timestamp("changed_at", now=True),

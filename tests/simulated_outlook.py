@@ -25,7 +25,7 @@ def outlook_of(world: World, job: SimJob, now: float) -> Outlook:
     mine = [one for one in world.devices if one.call is not None and _works_for(one, tenant.name)]
     return Outlook(
         workers=[_left(world, one, now) for one in serving],
-        vtime=world.vtime(serving[0].spec.pool, tenant.name, world.clock(serving[0])),
+        vtime=world.vtime(serving[0].spec.pool, tenant.name, world.clock(serving[0].spec.pool, queues)),
         weight=tenant.weight,
         ahead=_sum(world, (one for one in everyone[tenant.name] if one.rank < job.rank)),
         rivals=list(_rivals(world, serving[0], tenant.name, everyone, now)),
@@ -45,7 +45,7 @@ def _rivals(world: World, device: Device, own: str, waiting: dict[str, list[SimJ
     for name, tenant in world.tenants.items():
         if name != own:
             yield Rival(
-                vtime=world.vtime(device.spec.pool, name, world.clock(device)),
+                vtime=world.vtime(device.spec.pool, name, world.clock(device.spec.pool, device.spec.queues)),
                 weight=tenant.weight,
                 waiting=_sum(world, waiting[name]) if world.has_room(name) else NOTHING,
                 arriving=demand.get(name, 0.0),

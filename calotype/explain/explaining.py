@@ -158,7 +158,8 @@ class _Waiting:
         return waits and not account.idle and _has_room(account)
 
     def _vtime(self, account: Account, clock: float | None) -> float:
-        return effective_vtime(account.vtime, idle=account.idle, floor=clock)
+        own = _standing(account) if account.vtime is not None else None
+        return effective_vtime(own, idle=account.idle, floor=clock, lag=account.lag)
 
     def _rival(self, account: Account, clock: float | None) -> Rival:
         waiting = self._rates.load(self._waiting.get(account.tenant_id, {})) if _has_room(account) else NOTHING

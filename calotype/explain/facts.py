@@ -81,6 +81,8 @@ class Account:
     #: None before its first job in the pool.
     vtime: float | None
     idle: bool
+    #: What it was owed when it became idle.
+    lag: float = 0.0
     #: In the pool: what it was given by now, in virtual time, the queues of the worker that served it last, and how
     #: many of its jobs run.
     given: float = 0.0
@@ -153,7 +155,7 @@ def running(conn: sa.Connection, tenant_id: UUID, workers: Iterable[UUID]) -> li
 
 _ACCOUNT = f"""
 SELECT t.id AS tenant_id, t.weight, t.max_running, greatest(s.vtime, {GIVEN}) AS vtime, coalesce(s.idle, true) AS idle,
-    coalesce({GIVEN}, 0) AS given, coalesce(s.queues, ARRAY[]::text[]) AS queues,
+    coalesce(s.lag, 0) AS lag, coalesce({GIVEN}, 0) AS given, coalesce(s.queues, ARRAY[]::text[]) AS queues,
     coalesce(s.running, 0) AS running_here,
     (SELECT coalesce(sum(r.running), 0) FROM shares r WHERE r.tenant_id = t.id)::int AS running
 """  # noqa: S608 - fixed texts

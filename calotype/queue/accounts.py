@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from calotype import tables
 from calotype.jobs import Job, Kind, State
 from calotype.queue.rows import Held
+from calotype.queue.statements import CLOCK, GIVEN, seconds
 from calotype.scheduling import Rate, estimate_seconds
 
 #: Key of the rate over all models of a queue.
@@ -30,35 +31,78 @@ _WAITS = """EXISTS (
     SELECT FROM jobs j WHERE j.queue = ANY (s.queues) AND j.tenant_id = s.tenant_id
         AND j.state = 'queued' AND j.leader_id IS NULL AND j.available_at <= now())"""
 
+# The time that the pool of a share `a` has come to, whose tenant is idle, for the queues of the worker that served it.
+_CLOCK = f"""(
+    WITH pool_shares AS MATERIALIZED (
+        SELECT s.tenant_id, greatest(s.vtime, {GIVEN}) AS vtime, {GIVEN} AS given, s.running, s.idle, s.queues,
+            t.max_running
+        FROM shares s JOIN tenants t ON t.id = s.tenant_id WHERE s.pool = a.pool),
+    following AS MATERIALIZED (
+        SELECT c.vtime, c.given FROM (
+            SELECT * FROM pool_shares p WHERE NOT p.idle AND (p.max_running IS NULL OR p.max_running > (
+                SELECT sum(r.running) FROM shares r WHERE r.tenant_id = p.tenant_id))
+            ORDER BY p.vtime, p.given DESC OFFSET 0) AS c
+        CROSS JOIN LATERAL (
+            SELECT FROM unnest(a.queues) AS q(queue) CROSS JOIN LATERAL (
+                SELECT FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = c.tenant_id AND j.state = 'queued'
+                    AND j.leader_id IS NULL AND j.available_at <= now() LIMIT 1) AS one
+            WHERE NOT EXISTS (SELECT FROM queue_pauses p WHERE p.queue = q.queue) LIMIT 1) AS has_one
+        LIMIT 1)
+    SELECT {CLOCK} FROM (SELECT max(given) AS given, bool_or(running > 0) AS runs FROM pool_shares
+        WHERE queues && a.queues) AS line
+    LEFT JOIN following f ON true)"""  # noqa: S608 - fixed texts
+
 # What jobs that leave their workers change, in the order in which all lock: shares by their keys, then usage.
 # The estimate that was charged is replaced by what was measured. A tenant is idle when nothing of it runs in the pool
-# and nothing could; one that was at its limit stays idle until its next claim.
+# and nothing could. One that was idle, at its limit or with nothing waiting beside the job, and could be served again,
+# is so from now on: it is raised by what it was not given meanwhile.
 _SETTLE = sa.text(f"""
 WITH gone AS MATERIALIZED (
     SELECT * FROM unnest(
         CAST(:pools AS text[]), CAST(:tenants AS uuid[]), CAST(:queues AS text[]), CAST(:seconds AS float[]),
-        CAST(:charged AS float[]), CAST(:parts AS float[]), CAST(:starts AS float[]), CAST(:ended AS bigint[]),
+        CAST(:charged AS float[]), CAST(:parts AS float[]), CAST(:starts AS timestamptz[]), CAST(:ended AS bigint[]),
         CAST(:images AS bigint[])
     ) AS g(pool, tenant_id, queue, seconds, charged, part, start, ended, images)),
 mine AS MATERIALIZED (
-    SELECT s.pool, s.tenant_id, t.weight FROM shares s JOIN tenants t ON t.id = s.tenant_id
+    SELECT s.*, t.weight, t.max_running FROM shares s JOIN tenants t ON t.id = s.tenant_id
     WHERE (s.pool, s.tenant_id) IN (SELECT pool, tenant_id FROM gone)
     ORDER BY s.pool, s.tenant_id FOR NO KEY UPDATE OF s),
+left_there AS (
+    SELECT pool, tenant_id, count(*) AS jobs, sum(g.seconds / m.weight) AS took, sum(g.charged) AS charged,
+        sum(greatest(g.seconds / m.weight - g.charged, 0)) AS beyond, sum(g.part) AS parts,
+        sum(g.part * {seconds("g.start")}) AS starts
+    FROM gone g JOIN mine m USING (pool, tenant_id) GROUP BY pool, tenant_id),
+-- When nothing runs any more all is settled, and no rounding is carried on.
+after AS MATERIALIZED (
+    SELECT s.pool, s.tenant_id, s.queues, s.weight, v.vtime, s.overdue - r.repaid AS overdue, s.lag,
+        greatest(s.running - l.jobs, 0) AS running,
+        CASE WHEN s.running > l.jobs THEN s.settled + l.took ELSE v.vtime END AS settled,
+        CASE WHEN s.running > l.jobs THEN s.devices - l.parts ELSE 0 END AS devices,
+        CASE WHEN s.running > l.jobs THEN s.device_starts - l.starts ELSE 0 END AS device_starts,
+        s.idle, {_WAITS} AS waits,
+        s.max_running IS NULL OR s.max_running > (
+            SELECT sum(o.running) FROM shares o WHERE o.tenant_id = s.tenant_id) - l.jobs AS has_room
+    FROM mine s JOIN left_there l USING (pool, tenant_id)
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN s.running > l.jobs THEN least(s.overdue, l.beyond) ELSE s.overdue END AS repaid) AS r
+    CROSS JOIN LATERAL (SELECT s.vtime + l.took - l.charged - r.repaid AS vtime) AS v),
+raised AS MATERIALIZED (
+    SELECT a.pool, a.tenant_id,
+        CASE WHEN a.idle AND a.waits AND a.has_room THEN greatest({_CLOCK} - g.given - a.lag, 0) ELSE 0 END AS raised
+    FROM after a CROSS JOIN LATERAL (SELECT {GIVEN} AS given FROM (SELECT a.*) AS s, (SELECT a.weight) AS t) AS g),
 settled AS (
     UPDATE shares s SET
-        running = greatest(s.running - left_there.jobs, 0),
-        vtime = s.vtime + left_there.took - left_there.charged,
-        -- When nothing runs any more all is settled, and no rounding is carried on.
-        settled = CASE WHEN s.running > left_there.jobs THEN s.settled + left_there.took
-            ELSE s.vtime + left_there.took - left_there.charged END,
-        devices = CASE WHEN s.running > left_there.jobs THEN s.devices - left_there.parts ELSE 0 END,
-        device_starts = CASE WHEN s.running > left_there.jobs THEN s.device_starts - left_there.starts ELSE 0 END,
-        idle = s.idle OR (s.running <= left_there.jobs AND NOT {_WAITS}),
+        running = a.running,
+        vtime = a.vtime + r.raised,
+        settled = a.settled + r.raised,
+        overdue = a.overdue,
+        devices = a.devices,
+        device_starts = a.device_starts,
+        idle = CASE WHEN a.waits THEN a.idle AND NOT a.has_room ELSE a.idle OR a.running = 0 END,
+        lag = CASE WHEN a.running = 0 AND NOT a.waits THEN 0 ELSE a.lag END,
         changed_at = now()
-    FROM (SELECT pool, tenant_id, count(*) AS jobs, sum(g.seconds) / m.weight AS took, sum(g.charged) AS charged,
-            sum(g.part) AS parts, sum(g.part * g.start) AS starts
-        FROM gone g JOIN mine m USING (pool, tenant_id) GROUP BY pool, tenant_id, m.weight) AS left_there
-    WHERE s.pool = left_there.pool AND s.tenant_id = left_there.tenant_id RETURNING 1)
+    FROM after a JOIN raised r USING (pool, tenant_id)
+    WHERE s.pool = a.pool AND s.tenant_id = a.tenant_id RETURNING 1)
 INSERT INTO usage (tenant_id, day, queue, jobs, images, gpu_seconds)
 SELECT tenant_id, (now() AT TIME ZONE 'UTC')::date, queue, sum(ended), sum(images), sum(seconds)
 FROM gone WHERE (SELECT count(*) FROM settled) >= 0 GROUP BY tenant_id, queue ORDER BY tenant_id, queue
@@ -78,7 +122,7 @@ ON CONFLICT ON CONSTRAINT usage_pkey DO UPDATE SET
 # A tenant that has nothing running or waiting in a pool any more, though no job of it ended there. Whoever has its
 # share locked decides by itself.
 _NOTE_IDLE = sa.text(f"""
-UPDATE shares SET idle = true, changed_at = now() FROM (
+UPDATE shares SET idle = true, lag = 0, changed_at = now() FROM (
     SELECT pool, tenant_id FROM shares s
     WHERE NOT s.idle AND s.running = 0 AND (CAST(:tenant_id AS uuid) IS NULL OR s.tenant_id = :tenant_id)
         AND NOT {_WAITS}
@@ -123,7 +167,7 @@ def settle(conn: sa.Connection, left: Sequence[tuple[Held, Job]]) -> None:
         "seconds": [held.seconds for held in before],
         "charged": [held.job.charged for held in before],
         "parts": [held.job.batch_share for held in before],
-        "starts": [(held.job.started_at or held.now).timestamp() for held in before],
+        "starts": [held.job.started_at or held.now for held in before],
         "ended": [int(job.state.terminal) for job in after],
         "images": [_images(job) for job in after],
     }

@@ -56,6 +56,8 @@ class Claimed:
     jobs: tuple[Job, ...]
     #: Another job's turn was passed over for a loaded model.
     passed: bool = False
+    #: No jobs, though some waited a moment ago: others took them, or had them or their tenant locked.
+    contended: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +76,17 @@ class _Seen:
     has_share: bool
     #: How many more jobs of its tenant may run; None: no limit.
     room: int | None
-    #: The virtual time that the pool has come to.
+    #: The virtual time that the pool has come to, the tenant that sets it, and what it would be without that one.
     clock: float
+    following: UUID | None
+    beyond: float
 
     def needs_loading(self, loaded: Sequence[str]) -> bool:
         return self.model_key is not None and self.model_key not in loaded
+
+    @property
+    def clocks(self) -> dict[str, Any]:
+        return {"clock": self.clock, "following": self.following, "beyond": self.beyond}
 
 
 def claim(conn: sa.Connection, worker_id: UUID, queues: Sequence[str], lease_seconds: float) -> Job | None:
@@ -97,16 +105,17 @@ def claim_batch(conn: sa.Connection, claimant: Claimant) -> Claimed:
         turn = _look(conn, claimant, in_vain)
         if turn is None:
             break
-        loaded = _look_for_loaded(conn, claimant, turn)
+        loaded = _look_for_loaded(conn, claimant, turn, in_vain)
         if loaded is not None:
             jobs = _lock_and_take(conn, claimant, loaded, in_vain, in_turn=False)
             if jobs:
                 return Claimed(jobs=jobs, passed=True)
+            in_vain.append(loaded.tenant_id)
         jobs = _lock_and_take(conn, claimant, turn, in_vain, in_turn=True)
         if jobs:
             return Claimed(jobs=jobs)
         in_vain.append(turn.tenant_id)
-    return Claimed(jobs=())
+    return Claimed(jobs=(), contended=bool(in_vain))
 
 
 def _look(conn: sa.Connection, claimant: Claimant, in_vain: Sequence[UUID]) -> _Seen | None:
@@ -116,12 +125,12 @@ def _look(conn: sa.Connection, claimant: Claimant, in_vain: Sequence[UUID]) -> _
     return _Seen(**row) if row is not None else None
 
 
-def _look_for_loaded(conn: sa.Connection, claimant: Claimant, turn: _Seen) -> _Seen | None:
+def _look_for_loaded(conn: sa.Connection, claimant: Claimant, turn: _Seen, in_vain: Sequence[UUID]) -> _Seen | None:
     """The best-ranked job for a loaded model, when it may go before the one whose turn it is."""
     if not (claimant.may_pass and claimant.loaded and turn.needs_loading(claimant.loaded)):
         return None
     values = {**_common(claimant), "loaded": list(claimant.loaded), "most": MOST_LOOKED_AT}
-    values |= {"pool": claimant.pool, "clock": turn.clock}
+    values |= {"pool": claimant.pool, "in_vain": list(in_vain), **turn.clocks}
     row = conn.execute(statements.LOOK_FOR_LOADED, values).mappings().one_or_none()
     return _Seen(**row) if row is not None else None
 
@@ -169,7 +178,7 @@ def _members(conn: sa.Connection, claimant: Claimant, first: _Seen) -> list[_See
         "queue": first.queue,
         "first": first.id,
         "most": MOST_LOOKED_AT,
-        "clock": first.clock,
+        **first.clocks,
     }
     rows = conn.execute(statements.LOOK_FOR_ALIKE, values).mappings()
     waiting = list(_within_limits(first, (_Seen(**row) for row in rows)))
@@ -207,7 +216,7 @@ def _take(
         "pool": claimant.pool,
         "tenant_id": first.tenant_id,
         "first": first.id,
-        "clock": first.clock,
+        **first.clocks,
         "lease": interval(claimant.lease_seconds),
     }
     among = {

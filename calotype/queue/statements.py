@@ -28,47 +28,63 @@ _ROOM = """CASE WHEN t.max_running IS NOT NULL THEN t.max_running - (
 _SEEN = "j.id, j.tenant_id, j.queue, j.model_key, j.batch_key, j.units, j.batch_limit, j.attempt"
 _HAS_SHARE = "EXISTS (SELECT FROM shares s WHERE s.pool = :pool AND s.tenant_id = j.tenant_id) AS has_share"
 
+
+def seconds(moment: str) -> str:
+    """A moment as a number. Not counted from 1970: sums of many such lose the less the smaller they are."""
+    return f"date_part('epoch', {moment} - TIMESTAMPTZ '2026-01-01 00:00:00+00')"
+
+
 #: Virtual time that a tenant was given by now (calotype.scheduling.standing); of a share `s` and its tenant `t`.
-GIVEN = "(s.settled + greatest(s.devices * date_part('epoch', now()) - s.device_starts, 0) / t.weight)"
+GIVEN = f"(s.settled + greatest(s.devices * {seconds('now()')} - s.device_starts, 0) / t.weight)"
+
+#: The time that a pool has come to (calotype.scheduling.pool_clock), of `pool_shares` and the row `f` of those that
+#: wait and whose turn is next; `line` tells of the shares that compete.
+CLOCK = """CASE
+    WHEN f.vtime IS NOT NULL THEN least(f.vtime, greatest(f.given, line.given))
+    WHEN line.runs THEN line.given
+    ELSE coalesce((SELECT max(given) FROM pool_shares), 0) END"""
 
 # The job whose turn it is: the best-ranked one of the tenant with the least virtual time.
 #
-# `clock` is the time that the pool has come to (calotype.scheduling.pool_clock): where those who come back begin.
+# `clock` is the time that the pool has come to (calotype.scheduling.pool_clock): where those who come back begin. What
+# it would be if the tenant `following`, that sets it, did not wait is `beyond`.
 LOOK = sa.text(f"""
 WITH {_OPEN},
 pool_shares AS MATERIALIZED (
-    SELECT s.tenant_id, greatest(s.vtime, {GIVEN}) AS vtime, {GIVEN} AS given, s.running, s.idle, s.queues
+    SELECT s.tenant_id, greatest(s.vtime, {GIVEN}) AS vtime, {GIVEN} AS given, s.running, s.idle, s.lag, s.queues
     FROM shares s JOIN tenants t ON t.id = s.tenant_id WHERE s.pool = :pool),
 waiting AS MATERIALIZED (
     SELECT tq.tenant_id, array_agg(tq.queue) AS queues FROM tenant_queues tq JOIN open_queues o ON o.queue = tq.queue
     WHERE tq.tenant_id <> ALL (CAST(:in_vain AS uuid[])) GROUP BY tq.tenant_id),
 candidates AS MATERIALIZED (
-    SELECT w.tenant_id, w.queues, p.vtime, p.given, coalesce(p.idle, true) AS idle, coalesce(p.running, 0) AS running,
-        p.tenant_id IS NOT NULL AS has_share, {_ROOM} AS room
+    SELECT w.tenant_id, w.queues, p.vtime, coalesce(p.given, 0) AS given, coalesce(p.idle, true) AS idle,
+        coalesce(p.lag, 0) AS lag, coalesce(p.running, 0) AS running, p.tenant_id IS NOT NULL AS has_share,
+        {_ROOM} AS room
     FROM waiting w JOIN tenants t ON t.id = w.tenant_id LEFT JOIN pool_shares p ON p.tenant_id = w.tenant_id),
 following AS MATERIALIZED (
-    SELECT c.vtime, c.given FROM (
+    SELECT c.tenant_id, c.vtime, c.given FROM (
         SELECT * FROM candidates WHERE NOT idle AND (room IS NULL OR room > 0)
-        ORDER BY vtime, given DESC OFFSET 0) AS c
+        ORDER BY vtime, given DESC, tenant_id OFFSET 0) AS c
     CROSS JOIN LATERAL (
         SELECT FROM unnest(c.queues) AS q(queue) CROSS JOIN LATERAL (
             SELECT FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = c.tenant_id AND {_RUNNABLE} LIMIT 1) AS one
         LIMIT 1) AS has_one
-    LIMIT 1),
-clock AS MATERIALIZED (
-    SELECT coalesce(
-        (SELECT least(f.vtime, greatest(f.given, line.given)) FROM following f),
-        CASE WHEN line.runs THEN line.given END,
-        (SELECT max(given) FROM pool_shares),
-        0) AS vtime
+    LIMIT 2),
+clocks AS MATERIALIZED (
+    SELECT places.place, f.tenant_id, {CLOCK} AS vtime
     FROM (SELECT max(given) AS given, bool_or(running > 0) AS runs FROM pool_shares
-        WHERE queues && CAST(:queues AS text[])) AS line),
+        WHERE queues && CAST(:queues AS text[])) AS line
+    CROSS JOIN generate_series(1, 2) AS places(place)
+    LEFT JOIN (SELECT *, row_number() OVER (ORDER BY vtime, given DESC, tenant_id) AS place FROM following) AS f
+        ON f.place = places.place),
 walk AS MATERIALIZED (
-    SELECT c.tenant_id, c.queues, c.has_share, c.room, clock.vtime AS clock FROM candidates c CROSS JOIN clock
+    SELECT c.tenant_id, c.queues, c.has_share, c.room, clock.vtime AS clock, clock.tenant_id AS following,
+        others.vtime AS beyond
+    FROM candidates c JOIN clocks clock ON clock.place = 1 JOIN clocks others ON others.place = 2
     WHERE c.room IS NULL OR c.room > 0
-    ORDER BY CASE WHEN c.idle THEN greatest(c.vtime, clock.vtime) ELSE c.vtime END, c.idle DESC, coalesce(c.vtime, 0),
-        c.running, c.tenant_id)
-SELECT best.*, walk.has_share, walk.room, walk.clock FROM walk CROSS JOIN LATERAL (
+    ORDER BY CASE WHEN c.idle THEN greatest(c.vtime, clock.vtime - c.lag) ELSE c.vtime END, c.idle DESC,
+        coalesce(c.vtime, 0), c.running, c.tenant_id)
+SELECT best.*, walk.has_share, walk.room, walk.clock, walk.following, walk.beyond FROM walk CROSS JOIN LATERAL (
     SELECT {_SEEN} FROM unnest(walk.queues) AS q(queue) CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = walk.tenant_id AND {_RUNNABLE}
         ORDER BY j.rank, j.id LIMIT 1) AS j
@@ -76,14 +92,18 @@ SELECT best.*, walk.has_share, walk.room, walk.clock FROM walk CROSS JOIN LATERA
 LIMIT 1
 """)  # noqa: S608 - fixed texts
 
+# Said by the first look.
+_CLOCKS = "CAST(:clock AS float) AS clock, CAST(:following AS uuid) AS following, CAST(:beyond AS float) AS beyond"
+
 # The best-ranked job for a model that the worker has loaded. Only the first few are looked at: when they all belong to
 # tenants at their limit, the job whose turn it is may as well be taken.
 LOOK_FOR_LOADED = sa.text(f"""
 WITH {_OPEN}
-SELECT {_SEEN}, {_HAS_SHARE}, j.room, CAST(:clock AS float) AS clock FROM (
+SELECT {_SEEN}, {_HAS_SHARE}, j.room, {_CLOCKS} FROM (
     SELECT j.*, {_ROOM} AS room FROM unnest(CAST(:loaded AS text[])) AS m(model_key) CROSS JOIN open_queues o
     CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.model_key = m.model_key AND j.queue = o.queue AND {_RUNNABLE}
+            AND j.tenant_id <> ALL (CAST(:in_vain AS uuid[]))
         ORDER BY j.rank, j.id LIMIT :most) AS j
     JOIN tenants t ON t.id = j.tenant_id) AS j
 WHERE j.room IS NULL OR j.room > 0
@@ -92,7 +112,7 @@ ORDER BY j.rank, j.id LIMIT 1
 
 # What could join a batch, in the order of the ranks.
 LOOK_FOR_ALIKE = sa.text(f"""
-SELECT {_SEEN}, {_HAS_SHARE}, {_ROOM} AS room, CAST(:clock AS float) AS clock FROM (
+SELECT {_SEEN}, {_HAS_SHARE}, {_ROOM} AS room, {_CLOCKS} FROM (
     SELECT * FROM jobs j WHERE j.batch_key = :batch_key AND j.queue = :queue AND j.attempt = 0 AND j.id <> :first
         AND {_RUNNABLE}
     ORDER BY j.rank, j.id LIMIT :most) AS j
@@ -182,20 +202,22 @@ def _take(first: str, *, alone: bool) -> sa.TextClause:
     The shares of the tenants are locked. Jobs that somebody else has locked are passed over. A job that is ``alone``
     has a statement of its own, which is planned once and not at every claim.
 
-    Who was idle is raised to the pool's clock, both in what it is charged and in what it was given: what it did not use
-    is gone. By how much jobs that run have taken longer than was charged for them is charged with the new job, until
-    the end of either says what it really was.
+    Who was idle is raised by what it was not given while the pool's clock moved on, both in what it is charged and in
+    what it was given: what it did not use is gone. What it was owed when it became idle stays owed (`lag`). By how much
+    jobs that run have taken longer than was charged for them is charged, too, until they end (`overdue`).
     """
     tenants = "t.id = :tenant_id" if alone else "t.id = ANY (CAST(:tenants AS uuid[]))"
     place = "1" if alone else "array_position(CAST(:members AS uuid[]), id)"
     return sa.text(f"""
 WITH {_OPEN},
 rooms AS MATERIALIZED (
-    SELECT t.id AS tenant_id, t.weight, {_ROOM} AS room, own.vtime - own.charged AS overdue,
-        CASE WHEN own.idle THEN greatest(:clock - own.vtime, 0) ELSE 0 END AS raised
+    SELECT t.id AS tenant_id, t.weight, {_ROOM} AS room, own.overdue, own.behind,
+        CASE WHEN own.idle THEN greatest(own.behind - own.lag, 0) ELSE 0 END AS raised
     FROM tenants t CROSS JOIN LATERAL (
-        SELECT greatest(s.vtime, {GIVEN}) AS vtime, s.vtime AS charged, s.idle FROM shares s
-        WHERE s.pool = :pool AND s.tenant_id = t.id LIMIT 1) AS own
+        SELECT greatest({GIVEN} - s.vtime, 0) AS overdue, s.idle, s.lag,
+            CASE WHEN t.id = CAST(:following AS uuid) THEN CAST(:beyond AS float) ELSE CAST(:clock AS float) END
+                - {GIVEN} AS behind
+        FROM shares s WHERE s.pool = :pool AND s.tenant_id = t.id LIMIT 1) AS own
     WHERE {tenants}),
 first AS MATERIALIZED (
     SELECT {_CHOSEN} FROM jobs j
@@ -207,13 +229,15 @@ chosen AS (SELECT *, 0 AS place FROM first UNION ALL SELECT *, {place} FROM memb
 counted AS (SELECT *, row_number() OVER (PARTITION BY tenant_id ORDER BY place) AS nth FROM chosen),
 taken AS MATERIALIZED (
     SELECT c.id, c.tenant_id, c.place, CAST(c.units AS float) / sum(c.units) OVER () AS part,
-        {_ESTIMATE} / r.weight + CASE WHEN c.nth = 1 THEN r.overdue ELSE 0 END AS charge, r.room, r.raised,
+        {_ESTIMATE} / r.weight AS charge, r.room, r.raised, r.overdue, greatest(r.behind - r.raised, 0) AS lag,
         clock_timestamp() AS started_at
     FROM counted c JOIN rooms r ON r.tenant_id = c.tenant_id WHERE r.room IS NULL OR c.nth <= r.room),
 charged AS (
     UPDATE shares s SET
-        vtime = s.vtime + due.raised + due.charge,
+        vtime = s.vtime + due.raised + due.overdue + due.charge,
         settled = s.settled + due.raised,
+        overdue = s.overdue + due.overdue,
+        lag = due.lag,
         running = s.running + due.jobs,
         devices = s.devices + due.parts,
         device_starts = s.device_starts + due.starts,
@@ -222,9 +246,18 @@ charged AS (
         queues = CAST(:queues AS text[]),
         changed_at = now()
     FROM (SELECT tenant_id, sum(charge) AS charge, count(*) AS jobs, min(room) AS room, min(raised) AS raised,
-            sum(part) AS parts, sum(part * date_part('epoch', started_at)) AS starts
+            min(overdue) AS overdue, min(lag) AS lag, sum(part) AS parts, sum(part * {seconds("started_at")}) AS starts
         FROM taken GROUP BY tenant_id) AS due
     WHERE s.pool = :pool AND s.tenant_id = due.tenant_id),
+-- Whose turn has to wait, for what its jobs that run are charged, is idle no longer: it saves up from now on.
+back AS (
+    UPDATE shares SET vtime = vtime + come.raised, settled = settled + come.raised, idle = false, changed_at = now()
+    FROM (SELECT s.tenant_id, greatest(CAST(:clock AS float) - {GIVEN} - s.lag, 0) AS raised
+        FROM shares s JOIN tenants t ON t.id = s.tenant_id
+        WHERE s.pool = :pool AND s.idle AND s.running > 0 AND s.vtime > CAST(:clock AS float)
+            AND s.tenant_id NOT IN (SELECT tenant_id FROM taken) AND coalesce({_ROOM} > 0, true) AND {_WAITS}
+        FOR NO KEY UPDATE OF s SKIP LOCKED) AS come
+    WHERE shares.pool = :pool AND shares.tenant_id = come.tenant_id),
 moved AS (
     UPDATE jobs j SET
         state = 'running', worker_id = :worker_id, epoch = j.epoch + 1, attempt = j.attempt + 1,

@@ -167,11 +167,15 @@ class _Simulation:
     def _start(self, device: Device, choice: Choice, now: float) -> None:
         device.affinity.note(now, passed=choice.passed)
         total = sum(job.spec.units for job in choice.jobs)
-        clock = self._world.clock(device)
+        pool, queues = device.spec.pool, device.spec.queues
+        # All as it was before the first is taken.
+        clock = self._world.clock(pool, queues)
+        clocks = {job.spec.tenant: self._world.clock(pool, queues, without=job.spec.tenant) for job in choice.jobs}
         for job in choice.jobs:
             job.batch_jobs = len(choice.jobs)
             part = job.spec.units / total
-            self._world.take(device, job, part, clock)
+            self._world.take(device, job, part, clocks[job.spec.tenant])
+        self._world.end_pauses(device, clock)
         loading = device.load(choice.jobs[0].spec.model)
         seconds = loading + duration(device, choice.jobs)
         device.call = Call(jobs=choice.jobs, began=now, loading=loading, seconds=seconds)

@@ -61,7 +61,7 @@ def by_turn(world: World, device: Device) -> Sequence[str]:
     pool, queues = device.spec.pool, device.spec.queues
     waiting = [name for name in world.tenants if world.waiting.of(name, queues) and world.has_room(name)]
     shares = world.shares[pool]
-    clock = world.clock(device)
+    clock = world.clock(pool, queues)
 
     def key(name: str) -> tuple[float, bool, float, int]:
         share, own = shares[name], world.standing(pool, name).vtime

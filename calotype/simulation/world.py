@@ -13,12 +13,14 @@ from calotype.scheduling import (
     Affinity,
     Rate,
     Standing,
+    behind,
     charge,
     effective_vtime,
     estimate_seconds,
     has_room,
     head_start,
     pool_clock,
+    raised,
     same_line,
     standing,
 )
@@ -137,11 +139,15 @@ class Share:
     vtime: float | None = None
     #: The same without what is charged for the jobs that run.
     settled: float = 0.0
+    #: What is in vtime beyond both: by how much running jobs had taken longer than was charged, at the latest claims.
+    overdue: float = 0.0
     running: int = 0
     #: Parts of devices that these take up, and the sum of the parts, each times its beginning.
     devices: float = 0.0
     device_starts: float = 0.0
     idle: bool = True
+    #: What it was owed at its latest claim.
+    lag: float = 0.0
     #: Of the worker that took a job last.
     queues: Sequence[str] = ()
 
@@ -208,15 +214,14 @@ class World:
         }
         self.shares = {pool: {tenant.name: Share() for tenant in trace.tenants} for pool in self.pools}
 
-    def clock(self, device: Device) -> float | None:
-        """The virtual time that the device's pool has come to."""
-        pool, queues = device.spec.pool, device.spec.queues
+    def clock(self, pool: str, queues: Sequence[str], without: str | None = None) -> float | None:
+        """The virtual time that the pool has come to for workers of these queues, as if one tenant did not wait."""
         shares = self.shares[pool]
         known = {name: self.standing(pool, name) for name, share in shares.items() if share.vtime is not None}
         waiting = (
             one
             for name, one in known.items()
-            if not shares[name].idle and self.has_room(name) and self.waiting.of(name, queues)
+            if name != without and not shares[name].idle and self.has_room(name) and self.waiting.of(name, queues)
         )
         line = [one for name, one in known.items() if same_line(shares[name].queues, queues)]
         return pool_clock(waiting=waiting, line=line, known=known.values())
@@ -235,8 +240,8 @@ class World:
     def vtime(self, pool: str, tenant: str, clock: float | None) -> float:
         """The tenant's effective virtual time."""
         share = self.shares[pool][tenant]
-        own = self.standing(pool, tenant).vtime if share.vtime is not None else None
-        return effective_vtime(own, idle=share.idle, floor=clock)
+        own = self.standing(pool, tenant) if share.vtime is not None else None
+        return effective_vtime(own, idle=share.idle, floor=clock, lag=share.lag)
 
     def has_room(self, tenant: str) -> bool:
         return has_room(self.running[tenant], self.tenants[tenant].max_running)
@@ -253,13 +258,16 @@ class World:
         return estimate_seconds(work_of(spec), spec.kind, rates)
 
     def take(self, device: Device, job: SimJob, part: float, clock: float | None) -> None:
-        """The claim: running, and charged by estimate."""
+        """The claim: running, and charged by estimate. ``clock`` is the pool's, as if the tenant did not wait."""
         pool, tenant = device.spec.pool, job.spec.tenant
-        share, own = self.shares[pool][tenant], self.standing(pool, tenant).vtime
-        raised, overdue = self.vtime(pool, tenant, clock) - own, own - (share.vtime or 0.0)
-        job.charged = charge(self.estimate(job), self.tenants[tenant].weight) + overdue
-        share.vtime = (share.vtime or 0.0) + raised + job.charged
-        share.settled += raised
+        share, own = self.shares[pool][tenant], self.standing(pool, tenant)
+        passed = raised(own.given, floor=clock, lag=share.lag) if share.idle else 0.0
+        overdue = own.vtime - (share.vtime or 0.0)
+        job.charged = charge(self.estimate(job), self.tenants[tenant].weight)
+        share.vtime = (share.vtime or 0.0) + passed + overdue + job.charged
+        share.settled += passed
+        share.overdue += overdue
+        share.lag = behind(own.given + passed, floor=clock)
         share.devices += part
         share.device_starts += part * self.now
         share.running += 1
@@ -277,9 +285,12 @@ class World:
         """Out of a worker's hands, its state changed already: what was charged is replaced by what was measured."""
         tenant = job.spec.tenant
         share, took = self.shares[job.pool][tenant], charge(seconds, self.tenants[tenant].weight)
-        share.vtime = (share.vtime or 0.0) + took - job.charged
         share.running -= 1
         self.running[tenant] -= 1
+        # What the next claims were charged with because this job took longer.
+        repaid = min(share.overdue, max(0.0, took - job.charged)) if share.running else share.overdue
+        share.vtime = (share.vtime or 0.0) + took - job.charged - repaid
+        share.overdue -= repaid
         if share.running:
             share.settled += took
             share.devices -= job.batch_share
@@ -288,13 +299,34 @@ class World:
             # All is settled, and no rounding is carried on.
             share.settled, share.devices, share.device_starts = share.vtime, 0.0, 0.0
         job.gpu_seconds += seconds
+        if share.idle and self._could_run(tenant, share.queues):
+            self._end_pause(job.pool, tenant, self.clock(job.pool, share.queues))
         self.note_idle(tenant)
+
+    def end_pauses(self, device: Device, clock: float | None) -> None:
+        """Whose turn has to wait, for what its jobs that run are charged, is idle no longer."""
+        pool, queues = device.spec.pool, device.spec.queues
+        for tenant, share in self.shares[pool].items():
+            waits_for_turn = share.idle and share.running > 0 and (share.vtime or 0.0) > (clock or 0.0)
+            if waits_for_turn and self._could_run(tenant, sorted({*share.queues, *queues})):
+                self._end_pause(pool, tenant, clock)
+
+    def _could_run(self, tenant: str, queues: Sequence[str]) -> bool:
+        return self.has_room(tenant) and self.waiting.of(tenant, queues) > 0
+
+    def _end_pause(self, pool: str, tenant: str, clock: float | None) -> None:
+        share = self.shares[pool][tenant]
+        passed = raised(self.standing(pool, tenant).given, floor=clock, lag=share.lag)
+        share.vtime = (share.vtime or 0.0) + passed
+        share.settled += passed
+        share.idle = False
 
     def note_idle(self, tenant: str) -> None:
         """Marks the tenant's shares of pools where nothing of it runs or waits any more."""
         for pool, queues in self.pools.items():
             share = self.shares[pool][tenant]
-            share.idle = share.idle or (share.running == 0 and not self.waiting.of(tenant, queues))
+            if share.running == 0 and not self.waiting.of(tenant, queues):
+                share.idle, share.lag = True, 0.0
 
     def observe(self, job: SimJob, seconds: float) -> None:
         """Learns from a job that succeeded in one go."""

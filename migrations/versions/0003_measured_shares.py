@@ -12,10 +12,10 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-# Jobs that run, by share.
+# Jobs that run, by share. Seconds are counted from 2026.
 RUNNING = """
     SELECT pool, tenant_id, sum(charged) AS charged, sum(batch_share) AS devices,
-        sum(batch_share * date_part('epoch', started_at)) AS starts
+        sum(batch_share * date_part('epoch', started_at - TIMESTAMPTZ '2026-01-01 00:00:00+00')) AS starts
     FROM jobs WHERE state IN ('running', 'canceling') AND pool IS NOT NULL GROUP BY pool, tenant_id
 """
 
@@ -23,8 +23,10 @@ UPGRADE = (
     """
     ALTER TABLE shares
         ADD COLUMN settled FLOAT DEFAULT '0' NOT NULL,
+        ADD COLUMN overdue FLOAT DEFAULT '0' NOT NULL,
         ADD COLUMN devices FLOAT DEFAULT '0' NOT NULL,
         ADD COLUMN device_starts FLOAT DEFAULT '0' NOT NULL,
+        ADD COLUMN lag FLOAT DEFAULT '0' NOT NULL,
         DROP COLUMN began
     """,
     "UPDATE shares SET settled = vtime",
@@ -41,8 +43,11 @@ UPGRADE = (
 DOWNGRADE = (
     "DROP INDEX jobs_waiting_idx",
     "ALTER TABLE shares ADD COLUMN began FLOAT DEFAULT '0' NOT NULL",
-    "UPDATE shares SET began = least(settled, vtime)",
-    "ALTER TABLE shares DROP COLUMN settled, DROP COLUMN devices, DROP COLUMN device_starts",
+    "UPDATE shares SET began = least(settled, vtime), vtime = vtime - overdue",
+    """
+    ALTER TABLE shares
+        DROP COLUMN settled, DROP COLUMN overdue, DROP COLUMN devices, DROP COLUMN device_starts, DROP COLUMN lag
+    """,
 )
 
 

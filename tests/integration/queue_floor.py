@@ -70,6 +70,11 @@ class Floor:
             conn.execute(_BEGAN_EARLIER, {"job_id": job.id, "seconds": timedelta(seconds=seconds)})
             return how(conn, job.id, job.epoch, *arguments)
 
+    def ran(self, job: Job, seconds: float) -> None:
+        """As if it had run for so long by now."""
+        values = {"job_id": job.id, "seconds": timedelta(seconds=seconds)}
+        self.do(lambda conn: conn.execute(_BEGAN_EARLIER, values))
+
     def do(self, action: Callable[..., Any], *arguments: Any, **values: Any) -> Any:
         with transaction(self.engine) as conn:
             return action(conn, *arguments, **values)

@@ -17,15 +17,18 @@ from sqlalchemy import Engine
 from calotype import queue, tables
 from calotype.jobs import Family, Kind
 from calotype.queue import Claimant
+from calotype.queue.statements import seconds
 from calotype.scheduling import (
     Rate,
     Standing,
+    behind,
     charge,
     effective_vtime,
     estimate_seconds,
     fill_batch,
     has_room,
     pool_clock,
+    raised,
     same_line,
     standing,
     turn,
@@ -44,6 +47,8 @@ class Share:
     #: Of what it was charged, how much is for the jobs that run; and how long these have run, in device-seconds.
     open: float = 0.0
     took: float = 0.0
+    #: What it was owed when it became idle.
+    lag: float = 0.0
     #: Of the worker that served it last.
     queues: tuple[str, ...] = tuple(QUEUES)
 
@@ -90,6 +95,7 @@ SHARES = st.builds(
     idle=st.booleans(),
     open=st.sampled_from([0.0, 0.5, 1.0]),
     took=st.sampled_from([0.0, 0.2, 1.0, 6.0]),
+    lag=st.sampled_from([0.0, 0.0, 0.3, 2.0]),
     queues=st.sampled_from([tuple(QUEUES), tuple(QUEUES), ("diffusion.generate",), ("diffusion.train",)]),
 )
 OWNERS = st.builds(
@@ -165,14 +171,8 @@ def choose(world: World) -> Chosen:
 
 
 def _charges(world: World, batch: Sequence[int]) -> Iterator[tuple[int, float]]:
-    """The first job of each tenant is charged, too, with what those that run have taken beyond their charge."""
-    charged: set[int] = set()
     for n in batch:
-        owner = world.jobs[n].owner
-        share = world.owners[owner].share
-        overdue = _standing(world, owner).vtime - share.vtime if share and owner not in charged else 0.0
-        charged.add(owner)
-        yield n, _charge(world, world.jobs[n]) + overdue
+        yield n, _charge(world, world.jobs[n])
 
 
 def _room(world: World, number: int, taken: int) -> bool:
@@ -181,10 +181,11 @@ def _room(world: World, number: int, taken: int) -> bool:
     return has_room(running + taken, owner.max_running)
 
 
-def _clock(world: World, waiting: set[int]) -> float:
+def _clock(world: World, waiting: set[int], without: int | None = None) -> float:
+    """As if ``without`` did not wait."""
     shares = {n: owner.share for n, owner in enumerate(world.owners) if owner.share is not None}
     clock = pool_clock(
-        waiting=[_standing(world, n) for n, share in shares.items() if n in waiting and not share.idle],
+        waiting=[_standing(world, n) for n, share in shares.items() if n in waiting - {without} and not share.idle],
         line=[_standing(world, n) for n, share in shares.items() if same_line(share.queues, world.queues)],
         known=[_standing(world, n) for n in shares],
     )
@@ -205,8 +206,8 @@ def _standing(world: World, number: int) -> Standing:
 
 def _effective(world: World, number: int, clock: float) -> float:
     share = world.owners[number].share
-    own = _standing(world, number).vtime if share else None
-    return effective_vtime(own, idle=share.idle if share else True, floor=clock)
+    own = _standing(world, number) if share else None
+    return effective_vtime(own, idle=share.idle if share else True, floor=clock, lag=share.lag if share else 0.0)
 
 
 def _turn(world: World, number: int, clock: float) -> tuple[Any, ...]:
@@ -266,7 +267,7 @@ def _write(conn: sa.Connection, world: World) -> None:
             for n, owner in owners
         ],
     )
-    now = conn.execute(sa.text("SELECT date_part('epoch', now())")).scalar_one()
+    now = conn.execute(sa.text(f"SELECT {seconds('now()')}")).scalar_one()
     here = [_share_row(n, owner.share, now) for n, owner in owners if owner.share is not None]
     _insert(conn, tables.shares, here)
     elsewhere = [
@@ -301,6 +302,7 @@ def _share_row(number: int, share: Share, now: float) -> dict[str, Any]:
         "devices": 1.0,
         "device_starts": now - share.took,
         "idle": share.idle,
+        "lag": share.lag,
         "queues": list(share.queues),
     }
 
@@ -377,10 +379,16 @@ ESTIMATES = [
 #: At the clock who comes back goes first, even when it has something running.
 COMES_BACK = _world([_owner(Share(2.5, 0, idle=False)), _owner(Share(2.5, 1, idle=True))])
 
+#: Who comes back and must wait for its turn, for what its running job is charged, is idle no longer.
+WAITS_FOR_ITS_TURN = _world(
+    [_owner(Share(2.5, 0, idle=False)), _owner(Share(7.0, 1, idle=True, open=6.0, took=0.2, lag=0.3))]
+)
+
 
 @given(world=worlds())
 @example(world=LIMITED)
 @example(world=COMES_BACK)
+@example(world=WAITS_FOR_ITS_TURN)
 @example(world=LONG_JOB)
 @example(world=ESTIMATES[0])
 @example(world=ESTIMATES[1])
@@ -408,29 +416,52 @@ def test_a_claim_takes_and_charges_what_the_rules_say(
 
 
 def _shares(conn: sa.Connection) -> dict[UUID, tuple[Any, ...]]:
-    """Virtual time, the same without charges of running jobs, whether it was idle at the latest claim."""
+    """Virtual time, the same without charges of running jobs, what is charged beyond these, whether idle, the lag."""
     table = tables.shares
     rows = conn.execute(sa.select(table).where(table.c.pool == POOL)).mappings()
-    return {row["tenant_id"]: (row["vtime"], row["settled"], row["idle"]) for row in rows}
+    return {row["tenant_id"]: tuple(row[name] for name in KEPT) for row in rows}
+
+
+KEPT = ("vtime", "settled", "overdue", "idle", "lag")
 
 
 def _expected_shares(world: World, chosen: Chosen) -> dict[UUID, tuple[Any, ...]]:
     """Who was idle starts at the pool's clock; who got something is charged for it."""
     after = {
-        _id(n): (_about(owner.share.vtime), _about(owner.share.vtime - owner.share.open), owner.share.idle)
+        _id(n): _kept(owner.share, owner.share.idle, owner.share.lag)
         for n, owner in enumerate(world.owners)
         if owner.share is not None
     }
     runnable = {job.owner for job in world.jobs if job.may_run == "now" and job.queue in world.queues - world.paused}
-    clock = _clock(world, {owner for owner in runnable if _room(world, owner, 0)})
+    waiting = {owner for owner in runnable if _room(world, owner, 0)}
     taken = {number for number, _ in chosen.charges}
     for owner in {world.jobs[number].owner for number in taken}:
         share = world.owners[owner].share or Share(0.0, 0, idle=True)
         due = [charged for number, charged in chosen.charges if world.jobs[number].owner == owner]
-        raised = _effective(world, owner, clock) - _standing(world, owner).vtime
+        own, clock = _standing(world, owner), _clock(world, waiting, owner)
+        passed = raised(own.given, floor=clock, lag=share.lag) if share.idle else 0.0
         idle = not _room(world, owner, len(due)) or not _waits(world, owner, taken)
-        after[_id(owner)] = (_about(share.vtime + raised + sum(due)), _about(share.vtime - share.open + raised), idle)
-    return after
+        lag, overdue = behind(own.given + passed, floor=clock), own.vtime - share.vtime
+        after[_id(owner)] = _kept(share, idle, lag, passed=passed, due=sum(due), overdue=overdue)
+    return after | (_come_back(world, taken, _clock(world, waiting)) if taken else {})
+
+
+def _come_back(world: World, taken: set[int], clock: float) -> dict[UUID, tuple[Any, ...]]:
+    """Who was idle and waits for its turn, because of what its running jobs are charged, is so no longer."""
+    served = {world.jobs[number].owner for number in taken}
+    come = {n: one.share for n, one in enumerate(world.owners) if one.share is not None and n not in served}
+    return {
+        _id(n): _kept(share, False, share.lag, passed=raised(_standing(world, n).given, floor=clock, lag=share.lag))
+        for n, share in come.items()
+        if share.idle and share.running and share.vtime > clock and _room(world, n, 0) and _waits(world, n, taken)
+    }
+
+
+def _kept(
+    share: Share, idle: bool, lag: float, *, passed: float = 0.0, due: float = 0.0, overdue: float = 0.0
+) -> tuple[Any, ...]:
+    settled = share.vtime - share.open + passed
+    return _about(share.vtime + passed + due + overdue), _about(settled), _about(overdue), idle, _about(lag)
 
 
 def _about(value: float) -> Any:

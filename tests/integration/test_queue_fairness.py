@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -14,6 +15,7 @@ from sqlalchemy import Engine
 
 from calotype import queue, tables, tenants
 from calotype.jobs import Job, JobError, Kind
+from calotype.queue import claiming
 from calotype.tenants import Tenant
 
 AWAY = JobError(code="dependency_down", title="Dependency down", detail="the hub is away", retryable=True)
@@ -181,7 +183,8 @@ def test_a_tenant_whose_one_long_job_runs_saves_nothing_up(floor: Floor, make_te
     training = floor.take()
     floor.submit(shop, 60)
     floor.owners(30)
-    # It was charged with 600 s; the shop had 3,000 s meanwhile.
+    # It ran for the 600 s that were charged; the shop had 3,000 s meanwhile.
+    floor.ran(training, 600.0)
     floor.submit(research, 30)
     assert counted(floor.owners(10)) == {research.id: 5, shop.id: 5}
     floor.finish(training, 600.0)
@@ -206,7 +209,51 @@ def test_tenants_that_are_all_limited_take_turns(floor: Floor, make_tenant: Call
     crowd = [make_tenant(max_running=1) for _ in range(3)]
     for tenant in crowd:
         floor.submit(tenant, 10)
-    assert counted(floor.owners(12)) == {tenant.id: 4 for tenant in crowd}
+    # Of those who come to an empty pool the first gets one job ahead.
+    assert sorted(counted(floor.owners(13)).values()) == [4, 4, 5]
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_a_limit_of_one_job_each_leaves_tenants_of_one_device_their_time_by_weight(
+    floor: Floor, make_tenant: Callable[..., Tenant], weight: float
+) -> None:
+    quick, slow = make_tenant(weight=weight, max_running=1), make_tenant(max_running=1)
+    floor.submit(quick, 80)
+    floor.submit(slow, 20)
+    had = Devices(floor, 1, lambda job: 20.0 if job.tenant_id == quick.id else 100.0).run(60)
+    assert had[quick.id] / had[slow.id] == pytest.approx(weight, rel=0.15)
+
+
+def test_who_keeps_two_jobs_in_flight_is_owed_what_it_waits_for(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    client, busy = make_tenant(), make_tenant()
+    floor.submit(client)
+    floor.submit(busy, 20)
+    owners = []
+    for _ in range(60):
+        job = floor.take()
+        # Its next one comes a moment after a claim that found nothing more of it.
+        if job.tenant_id == client.id:
+            floor.submit(client)
+        floor.finish(job, 20.0 if job.tenant_id == client.id else 100.0)
+        owners.append(job.tenant_id)
+    assert counted(owners)[client.id] == pytest.approx(50, abs=4)
+
+
+def test_who_comes_back_gets_no_credit_for_the_job_that_was_charged_too_much(
+    floor: Floor, make_tenant: Callable[..., Tenant]
+) -> None:
+    research, shop = make_tenant(), make_tenant()
+    floor.submit(research, kind=Kind.TRAIN)
+    training = floor.take()
+    floor.submit(shop, 60)
+    floor.owners(30)
+    # It was charged with 600 s, and ends after 10; the shop had 3,000 s meanwhile.
+    floor.submit(research, 30)
+    assert floor.owners(1) == [research.id]
+    floor.finish(training, 10.0)
+    assert counted(floor.owners(11)) == {research.id: 5, shop.id: 6}
 
 
 def test_pools_are_shared_out_each_by_itself(floor: Floor, make_tenant: Callable[..., Tenant]) -> None:
@@ -250,6 +297,30 @@ def test_jobs_that_others_hold_hide_none_of_the_rest_of_their_tenant(
         assert floor.take().id == jobs[5].id
         assert floor.claim().jobs == ()
     assert [floor.take().id for _ in held] == held
+
+
+def test_a_loaded_job_of_a_tenant_that_somebody_has_locked_is_tried_once_in_a_claim(
+    floor: Floor, engine: Engine, make_tenant: Callable[..., Tenant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, stuck, free = make_tenant(), make_tenant(), make_tenant()
+    for seconds, tenant in enumerate((stuck, free, warm)):
+        floor.submit(tenant)
+        floor.finish(floor.take(), 100.0 * (seconds + 1))
+    (hot,), (first,), (second,) = (
+        floor.submit(tenant, model_key=key) for tenant, key in ((warm, "m"), (stuck, "n"), (free, "n"))
+    )
+    tried, take = [], claiming._lock_and_take
+
+    def watched(conn: sa.Connection, claimant: queue.Claimant, job: Any, *rest: Any, **how: Any) -> tuple[Job, ...]:
+        tried.append(job.id)
+        return take(conn, claimant, job, *rest, **how)
+
+    monkeypatch.setattr(claiming, "_lock_and_take", watched)
+    key = tables.shares.c.tenant_id
+    with engine.begin() as conn:
+        conn.execute(sa.select(key).where(key.in_([warm.id, stuck.id])).with_for_update())
+        assert floor.take(loaded=("m",), may_pass=True).id == second.id
+    assert tried == [hot.id, first.id, second.id]
 
 
 @pytest.mark.parametrize("locked", ["share", "limit"])

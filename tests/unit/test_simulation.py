@@ -268,6 +268,64 @@ def test_a_lone_job_beside_a_thousand_starts_within_the_length_of_one_job(count:
     assert started - t <= long
 
 
+def got_until(given: Trace, end: float) -> tuple[dict[str, float], dict[str, float]]:
+    """Device-seconds of tenants that all have more to do, until then, and what they were given in virtual time."""
+    got: dict[str, float] = {}
+    at_end: dict[str, float] = {}
+
+    def watch(world: World, now: float) -> None:
+        if now <= end:
+            assert all(world.waiting.of(name, [GENERATE]) for name in world.tenants)
+            for name in world.tenants:
+                mine = [one for one in world.jobs if one.spec.tenant == name and one.started_at is not None]
+                got[name] = sum((now if one.finished_at is None else one.finished_at) - one.claimed_at for one in mine)
+            at_end.update({name: world.standing("default", name).given for name in world.tenants})
+
+    simulate(given, watch=watch)
+    return got, at_end
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+@pytest.mark.parametrize("slow", [5.0, 20.0])
+def test_a_running_limit_of_each_changes_nothing_in_how_one_device_is_shared(weight: float, slow: float) -> None:
+    limited = [TraceTenant(name="quick", weight=weight, max_running=1), TraceTenant(name="slow", max_running=1)]
+    asked = [*[job(0.0, "quick", 1.0) for _ in range(450)], *[job(0.0, "slow", slow) for _ in range(100)]]
+
+    got, _ = got_until(trace(asked, 1, limited), 400.0)
+
+    assert got["quick"] == pytest.approx(400.0 * weight / (weight + 1.0), abs=slow + 1.0)
+
+
+def test_who_is_at_its_limit_beside_others_on_several_devices_saves_nothing_up() -> None:
+    there = [TraceTenant(name="limited", weight=3.0, max_running=1), TraceTenant(name="one"), TraceTenant(name="other")]
+    asked = [job(0.0, name, 5.0) for name in ("limited", "one", "other") for _ in range(200)]
+
+    got, given = got_until(trace(asked, 3, there), 400.0)
+
+    assert got == pytest.approx({"limited": 400.0, "one": 400.0, "other": 400.0}, abs=10.0)
+    # Of its weight it could make no use.
+    assert given["limited"] == pytest.approx(given["one"], abs=10.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "at", "left"), [(20.0, 10800.0, 10800.0 + 600.0), (5.0, 10795.0, 10790.0 + 5.0)], ids=["long", "short"]
+)
+def test_what_an_overdue_job_adds_to_the_next_claim_goes_with_it_whichever_ends_first(
+    seconds: float, at: float, left: float
+) -> None:
+    training = job(0.0, "a", 10800.0, queue=TRAIN, work=600.0)
+    given = trace([training, job(10790.0, "a", seconds, work=600.0)], 2)
+    seen: dict[float, float] = {}
+
+    simulate(
+        given, Options(rates=KNOWN), lambda world, now: seen.update({now: world.shares["default"]["a"].vtime or 0})
+    )
+
+    # Both are charged with 600 s.
+    assert (seen[10790.0], seen[at]) == (10790.0 + 600.0, left)
+    assert seen[max(seen)] == 10800.0 + seconds
+
+
 def test_a_tenant_cannot_live_on_what_it_did_not_use() -> None:
     early = [job(10.0 * number, "steady") for number in range(200)]
     late = [job(1000.0, "late") for _ in range(100)]
