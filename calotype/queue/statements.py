@@ -249,15 +249,20 @@ charged AS (
             min(overdue) AS overdue, min(lag) AS lag, sum(part) AS parts, sum(part * {seconds("started_at")}) AS starts
         FROM taken GROUP BY tenant_id) AS due
     WHERE s.pool = :pool AND s.tenant_id = due.tenant_id),
--- Whose turn has to wait, for what its jobs that run are charged, is idle no longer: it saves up from now on.
+-- Whose turn has to wait, for what its jobs that run are charged, is idle no longer: it saves up from now on. Few are,
+-- and what is dear is asked of these only.
+paused AS MATERIALIZED (
+    SELECT pool, tenant_id FROM shares s
+    WHERE s.pool = :pool AND s.idle AND s.running > 0 AND s.vtime > CAST(:clock AS float)
+        AND s.tenant_id NOT IN (SELECT tenant_id FROM taken)),
 back AS (
     UPDATE shares SET vtime = vtime + come.raised, settled = settled + come.raised, idle = false, changed_at = now()
-    FROM (SELECT s.tenant_id, greatest(CAST(:clock AS float) - {GIVEN} - s.lag, 0) AS raised
+    FROM paused CROSS JOIN LATERAL (
+        SELECT greatest(CAST(:clock AS float) - {GIVEN} - s.lag, 0) AS raised
         FROM shares s JOIN tenants t ON t.id = s.tenant_id
-        WHERE s.pool = :pool AND s.idle AND s.running > 0 AND s.vtime > CAST(:clock AS float)
-            AND s.tenant_id NOT IN (SELECT tenant_id FROM taken) AND coalesce({_ROOM} > 0, true) AND {_WAITS}
-        FOR NO KEY UPDATE OF s SKIP LOCKED) AS come
-    WHERE shares.pool = :pool AND shares.tenant_id = come.tenant_id),
+        WHERE s.pool = paused.pool AND s.tenant_id = paused.tenant_id AND s.idle AND coalesce({_ROOM} > 0, true)
+            AND {_WAITS} LIMIT 1 FOR NO KEY UPDATE OF s SKIP LOCKED) AS come
+    WHERE shares.pool = paused.pool AND shares.tenant_id = paused.tenant_id),
 moved AS (
     UPDATE jobs j SET
         state = 'running', worker_id = :worker_id, epoch = j.epoch + 1, attempt = j.attempt + 1,
