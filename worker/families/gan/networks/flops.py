@@ -13,10 +13,10 @@ from worker.families.gan.networks.stylegan3_config import StyleGAN3Config
 def forward_flops(config: StyleGAN3Config) -> int:
     """What one image takes here: matrix products and convolutions, filters among them. Nothing is computed: tensors
     on the meta device have shapes only. No measured time can be below this, divided by the device's peak."""
-    with torch.device("meta"):
-        generator = StyleGAN3Generator(config)
-        latents = torch.empty(1, config.z_dim)
-        labels = torch.empty(1, config.num_classes) if config.num_classes else None
+    # Not built there: its filters are computed, not only allocated.
+    generator = StyleGAN3Generator(config).to("meta")
+    latents = torch.empty(1, config.z_dim, device="meta")
+    labels = torch.empty(1, config.num_classes, device="meta") if config.num_classes else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         generator(latents, labels)
     total: int = counter.get_total_flops()
