@@ -87,11 +87,8 @@ def submit_jobs(body: list[bytes]) -> ResponseReturnValue:
             outcomes[index] = exc
     for index, outcome in _record_all(here, tenant_id, lines):
         outcomes[index] = outcome
-    recorded = [outcome for outcome in outcomes if isinstance(outcome, Job)]
-    for name in sorted({job.queue for job in recorded if not job.state.terminal}):
+    for name in sorted({one.queue for one in outcomes if isinstance(one, Job) and not one.state.terminal}):
         here.doorbell.ring(name)
-    for job in recorded:
-        here.doorbell.announce(job.id)
     return _answer(here, [outcome for outcome in outcomes if outcome is not None])
 
 

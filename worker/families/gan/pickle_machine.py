@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import pickletools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, Final, NoReturn, cast
@@ -34,12 +35,12 @@ class Mark:
     name: Name
 
 
-class Buildable:
+class Buildable(ABC):
     """A record that takes a state, as the BUILD instruction gives it."""
 
+    @abstractmethod
     def build(self, state: Any) -> None:
         """Takes the state; raises PickleRefused for one that does not fit."""
-        raise NotImplementedError
 
 
 def read(stream: IO[bytes] | mmap.mmap, builders: Mapping[Name, Builder]) -> Any:
