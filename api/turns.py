@@ -12,22 +12,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from flask import Flask, g
+from flask import Flask, Request, g, request
 
 #: How many times the free permits for waiting a tenant may have: alone it gets 7/8 of all, as one of two 7/15.
 TIMES_FREE = 7
+#: The view of event streams.
+EVENTS = "events.list_events"
+#: One of so many turns at most is taken by clients that wait.
+SHARE_OF_WAITS = 8
 
 
 class Turns:
-    """So many may work at the same time; the others wait until it is their turn."""
+    """So many may work at the same time; the others wait until it is their turn.
+
+    Those who come to wait, or have waited, get one turn in :data:`SHARE_OF_WAITS` at most. They come together, when
+    their waits end or after a restart, and hardly notice a moment more; a submission beside a thousand of them does.
+    """
 
     def __init__(self, count: int) -> None:
         self._free = threading.BoundedSemaphore(count)
+        self._free_to_waits = threading.BoundedSemaphore(max(1, count // SHARE_OF_WAITS))
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Work that is done outside of a request, a stream's for instance."""
-        with self._free:
+        """Work for a client that waits, done outside of a request: a stream's for instance."""
+        with self._free_to_waits, self._free:
             yield
 
     @contextmanager
@@ -37,16 +46,19 @@ class Turns:
         try:
             yield
         finally:
-            self.begin()
+            self.begin(waits=True)
 
-    def begin(self) -> None:
-        self._free.acquire()
-        g.has_turn = True
+    def begin(self, *, waits: bool) -> None:
+        """The present request's turn; ``waits`` says whether it comes to wait or has waited."""
+        taken = [self._free_to_waits, self._free] if waits else [self._free]
+        for semaphore in taken:
+            semaphore.acquire()
+        g.turn = taken
 
     def end(self) -> None:
         # Not every context that is torn down belongs to a request that had begun.
-        if g.pop("has_turn", False):
-            self._free.release()
+        for semaphore in g.pop("turn", ()):
+            semaphore.release()
 
 
 class Permits:
@@ -82,5 +94,13 @@ class Permits:
 
 def install(app: Flask, turns: Turns) -> None:
     """Has every request of ``app`` wait for its turn."""
-    app.before_request(turns.begin)
+    app.before_request(lambda: turns.begin(waits=_comes_to_wait(request)))
     app.teardown_request(lambda _exc: turns.end())
+
+
+def _comes_to_wait(request: Request) -> bool:
+    """Whether a request reads what may not have happened yet: an event stream or a long poll.
+
+    A submission that waits is not meant: it is worked on first, and waits then.
+    """
+    return request.endpoint == EVENTS or (request.method == "GET" and "wait" in request.args)

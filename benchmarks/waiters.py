@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import json
 import os
+import random
 import signal
 import sys
 import time
@@ -18,8 +19,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 KEY = "WAITERS_KEY"
-READY = "all clients wait"
+READY = "all clients have asked"
 POLL_SECONDS = 50
+#: A client's first wait is between this and that: as many come back at any moment as of clients that came over time.
+SHORTEST_FIRST_POLL_SECONDS = 5
 #: A wait that ends sooner was no wait.
 EARLY_SECONDS = 2.0
 #: How long a client that was answered stays away.
@@ -68,14 +71,13 @@ class Waiters:
 
     async def _client(self, number: int, stream: bool) -> None:
         job = self._jobs[number % len(self._jobs)]
-        path = f"/v1/jobs/{job}/events" if stream else f"/v1/jobs/{job}?wait={POLL_SECONDS}"
-        accept = "text/event-stream" if stream else "application/json"
-        request, first = self._request(path, accept), True
+        seconds, first = random.randint(SHORTEST_FIRST_POLL_SECONDS, POLL_SECONDS), True
         while True:
             try:
                 async with self._entrance:
                     reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
-                    writer.write(request)
+                    writer.write(self._stream(job) if stream else self._poll(job, seconds))
+                    seconds = POLL_SECONDS
                     await writer.drain()
                 if first:
                     first = False
@@ -108,6 +110,12 @@ class Waiters:
             self.summary.early += 1
         else:
             self.summary.held += 1
+
+    def _stream(self, job: str) -> bytes:
+        return self._request(f"/v1/jobs/{job}/events", "text/event-stream")
+
+    def _poll(self, job: str, seconds: int) -> bytes:
+        return self._request(f"/v1/jobs/{job}?wait={seconds}", "application/json")
 
     def _request(self, path: str, accept: str) -> bytes:
         lines = (

@@ -7,7 +7,8 @@ import random
 import resource
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 from benchmarks import processes, services, waiters
@@ -26,11 +27,13 @@ MOST_RATIO = 2.0
 PAUSE_SECONDS = (0.0, 0.04)
 WARM_UP = 20
 READY_SECONDS = 120.0
+#: The server's own count.
+GAUGE = "calotype_http_waiting_clients"
 
 
 def main(scale: Scale = Scale.STANDARD) -> Report:
     clients = scale.pick(40, 1_000, 1_000)
-    submits = scale.pick(10, 300, 1_000)
+    submits = scale.pick(10, 600, 2_000)
     raise_file_limit()
     with services.running() as stack, ExitStack() as parts:
         calotype = Calotype(stack, parts)
@@ -39,30 +42,29 @@ def main(scale: Scale = Scale.STANDARD) -> Report:
         alone = _submit(submit, submits)
         empty = processes.largest_rss(calotype.api)
         with _waiting(calotype, clients, jobs, seen):
+            coming = _submit_until(submit, lambda: _clients_held(calotype) == clients)
             beside = _submit(submit, submits)
             full = processes.largest_rss(calotype.api)
         # Once more without them: whatever else slowed the machine down meanwhile counts for both sides.
         alone += _submit(submit, submits)
     [summary] = seen
-    growth = percentile(beside, 0.99) / percentile(alone, 0.99)
+    usual = percentile(alone, 0.99)
+    growth = percentile(beside, 0.99) / usual
     return Report(
         title="Waiting clients",
         method=f"{clients:,} clients of another process wait for {JOBS} queued jobs at one API process, half of them "
-        "on the event stream, half on long polls; one that is turned away comes back a second later. Beside them one "
-        f"client submits {submits} jobs with random pauses; without them it does so before and after.",
+        f"on the event stream, half on long polls of {waiters.POLL_SECONDS} s; one that is answered or turned away "
+        "comes back a second later. They all come at once; what submissions take until the last of them is held is "
+        f"told apart. Beside them one client submits {submits} jobs with random pauses; without them it does so before "
+        "and after.",
         tables=(
             Table(
                 title="One API process",
                 columns=("clients that wait", "memory", "submit p50", "submit p99", "p99 ratio"),
                 rows=(
-                    ("none", megabytes(empty), ms(percentile(alone, 0.5)), ms(percentile(alone, 0.99)), ratio(1.0)),
-                    (
-                        f"{clients:,}",
-                        megabytes(full),
-                        ms(percentile(beside, 0.5)),
-                        ms(percentile(beside, 0.99)),
-                        ratio(growth),
-                    ),
+                    _row("none", alone, usual, megabytes(empty)),
+                    _row(f"{clients:,} that come at once", coming, usual, ""),
+                    _row(f"{clients:,}", beside, usual, megabytes(full)),
                 ),
             ),
         ),
@@ -93,6 +95,11 @@ def main(scale: Scale = Scale.STANDARD) -> Report:
     )
 
 
+def _row(who: str, latencies: Sequence[float], usual: float, memory: str) -> tuple[str, ...]:
+    slowest = percentile(latencies, 0.99)
+    return (who, memory, ms(percentile(latencies, 0.5)), ms(slowest), ratio(slowest / usual))
+
+
 def raise_file_limit() -> None:
     """A connection is an open file; shells usually allow 1,024, containers far more. Processes started here inherit."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -101,12 +108,30 @@ def raise_file_limit() -> None:
 
 def _submit(submit: Submit, count: int) -> list[float]:
     """Seconds of each submission."""
-    latencies = []
-    for _ in range(WARM_UP + count):
-        time.sleep(random.uniform(*PAUSE_SECONDS))
-        job = submit(Plan())
-        latencies.append(job.accepted - job.sent)
-    return latencies[WARM_UP:]
+    return [_submit_one(submit) for _ in range(WARM_UP + count)][WARM_UP:]
+
+
+def _submit_until(submit: Submit, done: Callable[[], bool]) -> list[float]:
+    """Seconds of each submission until ``done``, which is asked after every tenth."""
+    latencies, until = list[float](), time.monotonic() + READY_SECONDS
+    while not latencies or not done():
+        if time.monotonic() > until:
+            raise AssertionError(f"after {READY_SECONDS:g} s the server does not hold all the clients")
+        latencies += [_submit_one(submit) for _ in range(10)]
+    return latencies
+
+
+def _submit_one(submit: Submit) -> float:
+    time.sleep(random.uniform(*PAUSE_SECONDS))
+    job = submit(Plan())
+    return job.accepted - job.sent
+
+
+def _clients_held(calotype: Calotype) -> int:
+    """How many clients wait, as the server counts them."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{calotype.settings.port}/metrics", timeout=READY_SECONDS) as answer:
+        [line] = [line for line in answer.read().decode().splitlines() if line.startswith(f"{GAUGE} ")]
+    return round(float(line.split()[1]))
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -33,8 +34,10 @@ logger = logging.getLogger(__name__)
 blueprint = Blueprint("events", __name__)
 
 STREAM = "text/event-stream"
-#: Seconds between two comments on a silent stream: a client that is gone is noticed by the answer to one.
+#: Seconds between two comments on a silent stream at most: a client that is gone is noticed by the answer to one.
 HEARTBEAT_SECONDS = 15.0
+#: How much sooner one may come. Streams that began together, after a restart, do not go on speaking together.
+HEARTBEAT_SPREAD = 0.3
 HEARTBEAT = b": nothing new\n\n"
 #: A stream ends after this long, and its client comes back: with a key that was revoked meanwhile it does not.
 LONGEST_STREAM_SECONDS = 3600.0
@@ -142,7 +145,8 @@ def _frames(here: Services, tenant_id: UUID, job_id: UUID, after: int, waiter: W
         if found.ended or waiter is None or here.stopping.is_set() or time.monotonic() > until:
             return
         waiter.saw(found.version)
-        if not waiter.wait(HEARTBEAT_SECONDS):
+        early = HEARTBEAT_SPREAD * random.random()  # noqa: S311 - no secret
+        if not waiter.wait(HEARTBEAT_SECONDS * (1 - early)):
             yield HEARTBEAT
 
 

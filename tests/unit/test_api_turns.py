@@ -9,9 +9,10 @@ from contextlib import ExitStack
 from uuid import UUID, uuid4
 
 import pytest
-from flask import Flask
+from flask import Flask, request
 
 from api import turns
+from api.resources import events
 from api.turns import Permits, Turns
 from calotype.settings import Settings
 
@@ -74,6 +75,26 @@ def test_whoever_waits_lets_others_have_the_turn(make_app: Callable[..., Flask])
     with ThreadPoolExecutor(5) as pool:
         # With one turn they would never come together if a waiting one kept it.
         assert list(pool.map(lambda _: app.test_client().get("/").text, range(5))) == ["done"] * 5
+
+
+def test_clients_that_come_to_wait_leave_the_other_turns_to_those_who_work(make_app: Callable[..., Flask]) -> None:
+    own, reading, waiting = Turns(16), Gauge(), Gauge()
+
+    def work() -> str:
+        with waiting if "wait" in request.args else reading:
+            threading.Event().wait(0.05)
+        return "done"
+
+    app = make_app(own, work)
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda path: app.test_client().get(path).text, ["/?wait=5"] * 12 + ["/"] * 12))
+    assert answers == ["done"] * 24
+    assert waiting.most == 2
+    assert reading.most > 2
+
+
+def test_the_view_of_event_streams_is_the_one_whose_requests_come_to_wait() -> None:
+    assert f"{events.blueprint.name}.{events.list_events.__name__}" == turns.EVENTS
 
 
 def test_a_request_that_fails_gives_its_turn_back(make_app: Callable[..., Flask]) -> None:
