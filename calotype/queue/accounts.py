@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from calotype import tables
 from calotype.jobs import Job, Kind, State
 from calotype.queue.rows import Held
-from calotype.queue.statements import CLOCK, GIVEN, seconds
+from calotype.queue.statements import CLOCK, GIVEN, as_seconds
 from calotype.scheduling import Rate, estimate_seconds
 
 #: Key of the rate over all models of a queue.
@@ -70,7 +70,7 @@ mine AS MATERIALIZED (
 left_there AS (
     SELECT pool, tenant_id, count(*) AS jobs, sum(g.seconds / m.weight) AS took, sum(g.charged) AS charged,
         sum(greatest(g.seconds / m.weight - g.charged, 0)) AS beyond, sum(g.part) AS parts,
-        sum(g.part * {seconds("g.start")}) AS starts
+        sum(g.part * {as_seconds("g.start")}) AS starts
     FROM gone g JOIN mine m USING (pool, tenant_id) GROUP BY pool, tenant_id),
 -- When nothing runs any more all is settled, and no rounding is carried on.
 after AS MATERIALIZED (

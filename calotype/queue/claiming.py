@@ -72,6 +72,8 @@ class _Seen:
     units: int
     batch_limit: int
     attempt: int
+    #: Whether others may be there that could share its call of the model.
+    has_alike: bool
     #: Whether its tenant has a share of the pool yet.
     has_share: bool
     #: How many more jobs of its tenant may run; None: no limit.
@@ -140,16 +142,33 @@ def _lock_and_take(
 ) -> tuple[Job, ...]:
     """Takes a job, in its tenant's turn whichever is the best by now, and its batch; leaves no lock when it is gone.
 
-    What would join is left out when its tenant's share is locked for longer than a transaction of ours takes.
+    What would join is left out when its tenant's share is locked for longer than a transaction of ours takes. After a
+    round in vain the claim waits for nobody: it has waited once, or holds a share for nothing.
     """
     members = [job for job in _members(conn, claimant, first) if job.tenant_id not in in_vain]
-    for wait in (True, False):
+    if not members and not in_vain and first.has_share and first.room is None:
+        jobs, locked = _take_at_once(conn, claimant, first, in_turn=in_turn)
+        if locked:
+            return jobs
+    for wait in (False,) if in_vain else (True, False):
         try:
             return _try(conn, claimant, first, members, in_turn=in_turn, wait=wait)
         except sa.exc.OperationalError as exc:
             if not isinstance(exc.orig, LockNotAvailable):
                 raise
     return ()
+
+
+def _take_at_once(
+    conn: sa.Connection, claimant: Claimant, first: _Seen, *, in_turn: bool
+) -> tuple[tuple[Job, ...], bool]:
+    """Takes a job alone when nobody has its tenant's share locked; gives the jobs and whether the share was free.
+
+    Most claims are of this kind: one share, no limit. They need no savepoint, for nothing here waits or fails.
+    """
+    if first.tenant_id not in _lock_shares(conn, claimant, [first], wait=False):
+        return (), False
+    return _take(conn, claimant, first, (), in_turn=in_turn), True
 
 
 def _try(
@@ -170,7 +189,7 @@ def _try(
 def _members(conn: sa.Connection, claimant: Claimant, first: _Seen) -> list[_Seen]:
     """What can join the batch. A job that was tried before runs alone: one that kills its worker takes no others."""
     limit = min(first.batch_limit, claimant.most_units)
-    if first.batch_key is None or first.attempt > 0 or first.units >= limit:
+    if first.batch_key is None or not first.has_alike or first.attempt > 0 or first.units >= limit:
         return []
     values = {
         "pool": claimant.pool,

@@ -29,13 +29,13 @@ _SEEN = "j.id, j.tenant_id, j.queue, j.model_key, j.batch_key, j.units, j.batch_
 _HAS_SHARE = "EXISTS (SELECT FROM shares s WHERE s.pool = :pool AND s.tenant_id = j.tenant_id) AS has_share"
 
 
-def seconds(moment: str) -> str:
+def as_seconds(moment: str) -> str:
     """A moment as a number. Not counted from 1970: sums of many such lose the less the smaller they are."""
     return f"date_part('epoch', {moment} - TIMESTAMPTZ '2026-01-01 00:00:00+00')"
 
 
 #: Virtual time that a tenant was given by now (calotype.scheduling.standing); of a share `s` and its tenant `t`.
-GIVEN = f"(s.settled + greatest(s.devices * {seconds('now()')} - s.device_starts, 0) / t.weight)"
+GIVEN = f"(s.settled + greatest(s.devices * {as_seconds('now()')} - s.device_starts, 0) / t.weight)"
 
 #: The time that a pool has come to (calotype.scheduling.pool_clock), of `pool_shares` and the row `f` of those that
 #: wait and whose turn is next; `line` tells of the shares that compete.
@@ -43,6 +43,11 @@ CLOCK = """CASE
     WHEN f.vtime IS NOT NULL THEN least(f.vtime, greatest(f.given, line.given))
     WHEN line.runs THEN line.given
     ELSE coalesce((SELECT max(given) FROM pool_shares), 0) END"""
+
+# Another job could share the call of the job `best`, and both are tried for the first time.
+_HAS_ALIKE = f"""best.attempt = 0 AND EXISTS (
+    SELECT FROM jobs j WHERE j.batch_key = best.batch_key AND j.queue = best.queue AND j.attempt = 0
+        AND j.id <> best.id AND {_RUNNABLE})"""
 
 # The job whose turn it is: the best-ranked one of the tenant with the least virtual time.
 #
@@ -84,7 +89,8 @@ walk AS MATERIALIZED (
     WHERE c.room IS NULL OR c.room > 0
     ORDER BY CASE WHEN c.idle THEN greatest(c.vtime, clock.vtime - c.lag) ELSE c.vtime END, c.idle DESC,
         coalesce(c.vtime, 0), c.running, c.tenant_id)
-SELECT best.*, walk.has_share, walk.room, walk.clock, walk.following, walk.beyond FROM walk CROSS JOIN LATERAL (
+SELECT best.*, {_HAS_ALIKE} AS has_alike, walk.has_share, walk.room, walk.clock, walk.following, walk.beyond
+FROM walk CROSS JOIN LATERAL (
     SELECT {_SEEN} FROM unnest(walk.queues) AS q(queue) CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.queue = q.queue AND j.tenant_id = walk.tenant_id AND {_RUNNABLE}
         ORDER BY j.rank, j.id LIMIT 1) AS j
@@ -99,7 +105,7 @@ _CLOCKS = "CAST(:clock AS float) AS clock, CAST(:following AS uuid) AS following
 # tenants at their limit, the job whose turn it is may as well be taken.
 LOOK_FOR_LOADED = sa.text(f"""
 WITH {_OPEN}
-SELECT {_SEEN}, {_HAS_SHARE}, j.room, {_CLOCKS} FROM (
+SELECT {_SEEN}, true AS has_alike, {_HAS_SHARE}, j.room, {_CLOCKS} FROM (
     SELECT j.*, {_ROOM} AS room FROM unnest(CAST(:loaded AS text[])) AS m(model_key) CROSS JOIN open_queues o
     CROSS JOIN LATERAL (
         SELECT * FROM jobs j WHERE j.model_key = m.model_key AND j.queue = o.queue AND {_RUNNABLE}
@@ -112,7 +118,7 @@ ORDER BY j.rank, j.id LIMIT 1
 
 # What could join a batch, in the order of the ranks.
 LOOK_FOR_ALIKE = sa.text(f"""
-SELECT {_SEEN}, {_HAS_SHARE}, {_ROOM} AS room, {_CLOCKS} FROM (
+SELECT {_SEEN}, true AS has_alike, {_HAS_SHARE}, {_ROOM} AS room, {_CLOCKS} FROM (
     SELECT * FROM jobs j WHERE j.batch_key = :batch_key AND j.queue = :queue AND j.attempt = 0 AND j.id <> :first
         AND {_RUNNABLE}
     ORDER BY j.rank, j.id LIMIT :most) AS j
@@ -246,7 +252,8 @@ charged AS (
         queues = CAST(:queues AS text[]),
         changed_at = now()
     FROM (SELECT tenant_id, sum(charge) AS charge, count(*) AS jobs, min(room) AS room, min(raised) AS raised,
-            min(overdue) AS overdue, min(lag) AS lag, sum(part) AS parts, sum(part * {seconds("started_at")}) AS starts
+            min(overdue) AS overdue, min(lag) AS lag, sum(part) AS parts,
+            sum(part * {as_seconds("started_at")}) AS starts
         FROM taken GROUP BY tenant_id) AS due
     WHERE s.pool = :pool AND s.tenant_id = due.tenant_id),
 -- Whose turn has to wait, for what its jobs that run are charged, is idle no longer: it saves up from now on. Few are,

@@ -17,7 +17,7 @@ from sqlalchemy import Engine
 from calotype import queue, tables
 from calotype.jobs import Family, Kind
 from calotype.queue import Claimant
-from calotype.queue.statements import seconds
+from calotype.queue.statements import as_seconds
 from calotype.scheduling import (
     Rate,
     Standing,
@@ -267,7 +267,7 @@ def _write(conn: sa.Connection, world: World) -> None:
             for n, owner in owners
         ],
     )
-    now = conn.execute(sa.text(f"SELECT {seconds('now()')}")).scalar_one()
+    now = conn.execute(sa.text(f"SELECT {as_seconds('now()')}")).scalar_one()
     here = [_share_row(n, owner.share, now) for n, owner in owners if owner.share is not None]
     _insert(conn, tables.shares, here)
     elsewhere = [
