@@ -1,7 +1,8 @@
 """The statements of a claim. Written as SQL, since their plans must hold at a million waiting jobs.
 
-Two habits keep the plans: what is walked is ordered before it is joined, and each step of a walk is a LATERAL with a
-LIMIT, which the planner cannot turn into a join over all jobs.
+Three habits keep the plans, also on a table that was never analyzed: what is walked is ordered before it is joined;
+each step of a walk is a LATERAL with a LIMIT, which the planner cannot turn into a join over all jobs; and the few jobs
+that a walk found are looked up by ``= ANY (ARRAY(…))``, which is worked out once, where ``IN (…)`` may be for each job.
 """
 
 from __future__ import annotations
@@ -227,7 +228,7 @@ rooms AS MATERIALIZED (
     WHERE {tenants}),
 first AS MATERIALIZED (
     SELECT {_CHOSEN} FROM jobs j
-    WHERE j.id IN ({first}) AND {_RUNNABLE}
+    WHERE j.id = ANY (ARRAY({first})) AND {_RUNNABLE}
         AND (SELECT room IS NULL OR room > 0 FROM rooms WHERE tenant_id = :tenant_id)
     ORDER BY j.rank, j.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED),
 members AS MATERIALIZED ({_NOBODY if alone else _MEMBERS}),
