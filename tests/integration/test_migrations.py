@@ -28,7 +28,7 @@ INDEXES = (
 
 @pytest.fixture
 def other_schema(engine: Engine) -> Iterator[sa.Connection]:
-    """A schema whose tables `tables.py` has made, in a transaction that is rolled back."""
+    """A schema whose tables `calotype.tables` has made, in a transaction that is rolled back."""
     with engine.connect() as conn:
         conn.execute(sa.text("CREATE SCHEMA made_from_metadata"))
         conn.execute(sa.text("SET LOCAL search_path TO made_from_metadata"))
