@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from calotype.tables.columns import metadata, timestamp
+from calotype.tables.columns import belongs_to, metadata, timestamp
 
 # Which tenants may have something waiting in a queue: the walk of a claim looks at these only. A row is made with a
 # tenant's first job and removed by the reconciler when none is left.
@@ -13,13 +13,7 @@ tenant_queues = sa.Table(
     "tenant_queues",
     metadata,
     sa.Column("queue", sa.Text, primary_key=True),
-    sa.Column(
-        "tenant_id",
-        pg.UUID(as_uuid=True),
-        sa.ForeignKey("tenants.id", ondelete="CASCADE"),
-        primary_key=True,
-        index=True,
-    ),
+    belongs_to("tenant_id", "tenants", primary_key=True, index=True),
     timestamp("created_at", now=True),
 )
 
@@ -28,13 +22,7 @@ shares = sa.Table(
     "shares",
     metadata,
     sa.Column("pool", sa.Text, primary_key=True),
-    sa.Column(
-        "tenant_id",
-        pg.UUID(as_uuid=True),
-        sa.ForeignKey("tenants.id", ondelete="CASCADE"),
-        primary_key=True,
-        index=True,
-    ),
+    belongs_to("tenant_id", "tenants", primary_key=True, index=True),
     # Device-seconds over the tenant's weight.
     sa.Column("vtime", sa.Float, nullable=False),
     # The same without what is charged for the jobs that run.
@@ -76,7 +64,7 @@ rates = sa.Table(
 usage = sa.Table(
     "usage",
     metadata,
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    belongs_to("tenant_id", "tenants", primary_key=True),
     sa.Column("day", sa.Date, primary_key=True),
     sa.Column("queue", sa.Text, primary_key=True),
     # Jobs that ended, and those of them answered from an equal one.

@@ -6,7 +6,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
 from calotype.jobs import Family
-from calotype.tables.columns import metadata, one_of, timestamp
+from calotype.tables.columns import belongs_to, metadata, one_of, timestamp
 
 datasets = sa.Table(
     "datasets",
@@ -14,7 +14,7 @@ datasets = sa.Table(
     # "ds_" and 32 hexadecimal digits.
     sa.Column("id", sa.Text, primary_key=True),
     # None: shared with every tenant.
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE")),
+    belongs_to("tenant_id", "tenants"),
     sa.Column("name", sa.Text, nullable=False),
     # uploading: the client still puts the archive; ready: validated and usable.
     sa.Column("state", sa.Text, nullable=False),
@@ -47,7 +47,7 @@ model_versions = sa.Table(
     metadata,
     sa.Column("id", pg.UUID(as_uuid=True), primary_key=True),
     # None: shared with every tenant.
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE")),
+    belongs_to("tenant_id", "tenants"),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("family", sa.Text, nullable=False),

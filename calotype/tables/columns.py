@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql as pg
 
 metadata = sa.MetaData(
     naming_convention={
@@ -20,6 +22,11 @@ metadata = sa.MetaData(
 def timestamp(name: str, *, now: bool = False, nullable: bool = True) -> sa.Column[object]:
     default = sa.text("now()") if now else None
     return sa.Column(name, sa.DateTime(timezone=True), server_default=default, nullable=nullable and not now)
+
+
+def belongs_to(name: str, table: str, **options: Any) -> sa.Column[object]:
+    """The id of a row of ``table`` that this row belongs to, and with which it is deleted."""
+    return sa.Column(name, pg.UUID(as_uuid=True), sa.ForeignKey(f"{table}.id", ondelete="CASCADE"), **options)
 
 
 def one_of(column: str, values: Iterable[str]) -> str:

@@ -5,22 +5,16 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from calotype.tables.columns import metadata, timestamp
+from calotype.tables.columns import belongs_to, metadata, timestamp
 
 idempotency_keys = sa.Table(
     "idempotency_keys",
     metadata,
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    belongs_to("tenant_id", "tenants", primary_key=True),
     sa.Column("key", sa.Text, primary_key=True),
     # Of the canonical request body.
     sa.Column("body_sha256", sa.LargeBinary, nullable=False),
-    sa.Column(
-        "job_id",
-        pg.UUID(as_uuid=True),
-        sa.ForeignKey("jobs.id", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
+    belongs_to("job_id", "jobs", nullable=False, index=True),
     timestamp("created_at", now=True),
     # Old keys are forgotten at every round of the reconciler.
     sa.Index("idempotency_keys_created_at_idx", "created_at"),
@@ -30,7 +24,7 @@ idempotency_keys = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("job_id", pg.UUID(as_uuid=True), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    belongs_to("job_id", "jobs", primary_key=True),
     sa.Column("seq", sa.BigInteger, primary_key=True),
     # state, progress, checkpoint, metrics, log
     sa.Column("type", sa.Text, nullable=False),
@@ -44,7 +38,7 @@ events = sa.Table(
 artifacts = sa.Table(
     "artifacts",
     metadata,
-    sa.Column("job_id", pg.UUID(as_uuid=True), sa.ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    belongs_to("job_id", "jobs", primary_key=True),
     sa.Column("name", sa.Text, primary_key=True),
     sa.Column("object_key", sa.Text, nullable=False, index=True),
     sa.Column("content_type", sa.Text, nullable=False),

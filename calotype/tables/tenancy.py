@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from calotype.tables.columns import metadata, timestamp
+from calotype.tables.columns import belongs_to, metadata, timestamp
 
 tenants = sa.Table(
     "tenants",
@@ -32,13 +32,7 @@ api_keys = sa.Table(
     "api_keys",
     metadata,
     sa.Column("id", pg.UUID(as_uuid=True), primary_key=True),
-    sa.Column(
-        "tenant_id",
-        pg.UUID(as_uuid=True),
-        sa.ForeignKey("tenants.id", ondelete="CASCADE"),
-        nullable=False,
-        index=True,
-    ),
+    belongs_to("tenant_id", "tenants", nullable=False, index=True),
     sa.Column("name", sa.Text, nullable=False),
     # The first characters of the key, to recognise it by; the key itself is never stored.
     sa.Column("prefix", sa.Text, nullable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
 
-from calotype.tables.columns import metadata, one_of, timestamp
+from calotype.tables.columns import belongs_to, metadata, one_of, timestamp
 
 # Webhooks to deliver and delivered; written in the transaction that ends the job.
 webhook_deliveries = sa.Table(
@@ -13,7 +13,7 @@ webhook_deliveries = sa.Table(
     metadata,
     # Also the webhook-id, the same over all tries.
     sa.Column("id", pg.UUID(as_uuid=True), primary_key=True),
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False),
+    belongs_to("tenant_id", "tenants", nullable=False),
     # No foreign key: what was to be told is told also when the job is deleted.
     sa.Column("job_id", pg.UUID(as_uuid=True), nullable=False),
     sa.Column("url", sa.Text, nullable=False),
@@ -47,7 +47,7 @@ webhook_deliveries = sa.Table(
 webhook_stops = sa.Table(
     "webhook_stops",
     metadata,
-    sa.Column("tenant_id", pg.UUID(as_uuid=True), sa.ForeignKey("tenants.id", ondelete="CASCADE"), primary_key=True),
+    belongs_to("tenant_id", "tenants", primary_key=True),
     sa.Column("url", sa.Text, primary_key=True),
     timestamp("since", now=True),
 )
