@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import shutil
 import sys
 import tempfile
@@ -15,10 +14,9 @@ from pathlib import Path
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, migrate
 from calotype.local.postgres import Postgres
-from calotype.local.process import free_port, tail
+from calotype.local.process import tail
 from calotype.local.redis import Redis
-from calotype.local.s3 import S3
-from calotype.local.services import start_services, stop_processes
+from calotype.local.services import Services, make_services, start_services, stop_processes
 from calotype.settings import Settings
 
 DATABASE = "bench"
@@ -44,10 +42,10 @@ def running() -> Iterator[Stack]:
     # The unprivileged account that Postgres runs under must be able to enter.
     folder.chmod(0o711)
     try:
-        postgres, redis, s3 = _services(folder)
-        processes = start_services([postgres, redis, s3])
+        made = make_services(folder)
+        processes = start_services(made.all)
         try:
-            yield Stack(settings=_prepare(folder, postgres, redis, s3), postgres=postgres, redis=redis, folder=folder)
+            yield Stack(settings=_prepare(folder, made), postgres=made.postgres, redis=made.redis, folder=folder)
         except Exception:
             _show_logs(folder)
             raise
@@ -55,27 +53,6 @@ def running() -> Iterator[Stack]:
             stop_processes(processes)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _services(folder: Path) -> tuple[Postgres, Redis, S3]:
-    postgres = Postgres(
-        directory=folder / "postgres",
-        port=free_port(),
-        password=secrets.token_urlsafe(16),
-        log=folder / "postgres.log",
-        durable=True,
-    )
-    redis = Redis(
-        directory=folder / "redis", port=free_port(), password=secrets.token_urlsafe(16), log=folder / "redis.log"
-    )
-    s3 = S3(
-        directory=folder / "s3",
-        port=free_port(),
-        access_key=secrets.token_hex(10),
-        secret_key=secrets.token_hex(20),
-        log=folder / "s3.log",
-    )
-    return postgres, redis, s3
 
 
 def database(stack: Stack, name: str) -> Settings:
@@ -100,14 +77,14 @@ def _show_logs(folder: Path) -> None:
         print(f"--- {log.name}\n{tail(log, LAST_LINES)}", file=sys.stderr)
 
 
-def _prepare(folder: Path, postgres: Postgres, redis: Redis, s3: S3) -> Settings:
-    postgres.ensure_database(DATABASE)
+def _prepare(folder: Path, made: Services) -> Settings:
+    made.postgres.ensure_database(DATABASE)
     settings = Settings(
-        database_url=postgres.url(DATABASE),
-        broker_url=redis.url,
-        s3_endpoint=s3.endpoint,
-        s3_access_key=s3.access_key,
-        s3_secret_key=s3.secret_key,
+        database_url=made.postgres.url(DATABASE),
+        broker_url=made.redis.url,
+        s3_endpoint=made.s3.endpoint,
+        s3_access_key=made.s3.access_key,
+        s3_secret_key=made.s3.secret_key,
         cache_dir=folder / "cache",
         data_dir=folder / "data",
         device="cpu",

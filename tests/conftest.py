@@ -24,11 +24,8 @@ import pytest_socket
 
 from calotype.local.data_dir import DataDir, RunningStack
 from calotype.local.modules import module_argv, module_environment
-from calotype.local.postgres import Postgres
-from calotype.local.process import Command, Process, free_port, wait_until_ready
-from calotype.local.redis import Redis
-from calotype.local.s3 import S3
-from calotype.local.services import missing_programs, start_services, stop_processes
+from calotype.local.process import Command, Process, wait_until_ready
+from calotype.local.services import Services, make_services, missing_programs, start_services, stop_processes
 from calotype.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -119,40 +116,12 @@ def services_dir() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class Services:
-    postgres: Postgres
-    redis: Redis
-    s3: S3
-
-
 @pytest.fixture(scope="session")
 def services(services_dir: Path) -> Iterator[Services]:
     """Postgres, Redis and S3, started once and stopped by pid at the end of the run."""
-    started = Services(
-        postgres=Postgres(
-            directory=services_dir / "postgres",
-            port=free_port(),
-            password=secrets.token_urlsafe(16),
-            log=services_dir / "postgres.log",
-            durable=False,
-        ),
-        redis=Redis(
-            directory=services_dir / "redis",
-            port=free_port(),
-            password=secrets.token_urlsafe(16),
-            log=services_dir / "redis.log",
-        ),
-        s3=S3(
-            directory=services_dir / "s3",
-            port=free_port(),
-            access_key=secrets.token_hex(10),
-            secret_key=secrets.token_hex(20),
-            log=services_dir / "s3.log",
-        ),
-    )
-    processes = start_services([started.postgres, started.redis, started.s3])
-    yield started
+    made = make_services(services_dir, durable=False)
+    processes = start_services(made.all)
+    yield made
     stop_processes(processes)
 
 

@@ -31,6 +31,15 @@ class Secrets:
     s3_access_key: str
     s3_secret_key: str
 
+    @classmethod
+    def drawn(cls) -> Secrets:
+        return cls(
+            database_password=secrets.token_urlsafe(24),
+            broker_password=secrets.token_urlsafe(24),
+            s3_access_key=secrets.token_hex(10),
+            s3_secret_key=secrets.token_urlsafe(30),
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChildRecord:
@@ -117,12 +126,7 @@ class DataDir:
         with translated_disk_errors():
             if path.exists():
                 return _parsed_secrets(path)
-            made = Secrets(
-                database_password=secrets.token_urlsafe(24),
-                broker_password=secrets.token_urlsafe(24),
-                s3_access_key=secrets.token_hex(10),
-                s3_secret_key=secrets.token_urlsafe(30),
-            )
+            made = Secrets.drawn()
             write_private(path, json.dumps(asdict(made), indent=2))
         return made
 

@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -31,7 +32,7 @@ class Postgres:
     """One Postgres cluster.
 
     ``directory`` holds the cluster in ``directory/data``. ``durable=False`` gives up safety against a
-    power cut for speed, which suits tests.
+    power cut for speed, which suits tests. ``options`` are settings of the server that replace ours.
     """
 
     directory: Path
@@ -39,6 +40,7 @@ class Postgres:
     password: str
     log: Path
     durable: bool = True
+    options: Mapping[str, str] = field(default_factory=dict)
     name: str = "postgres"
 
     @property
@@ -74,6 +76,7 @@ class Postgres:
         }
         if not self.durable:
             options |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+        options |= self.options
         return Command(
             name=self.name,
             argv=[

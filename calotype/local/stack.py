@@ -19,14 +19,13 @@ from calotype.database import connect_engine, transaction
 from calotype.errors import DependencyDown
 from calotype.jobs import SERVED_QUEUES
 from calotype.local import bootstrap
-from calotype.local.data_dir import DataDir, RunningStack, Secrets, child_record
+from calotype.local.data_dir import DataDir, RunningStack, child_record
 from calotype.local.errors import StackError
 from calotype.local.modules import module_argv, module_environment
 from calotype.local.postgres import Postgres
 from calotype.local.process import Command, free_port, port_problem
-from calotype.local.redis import Redis
-from calotype.local.s3 import REGION, S3
-from calotype.local.services import Service, missing_programs
+from calotype.local.s3 import REGION
+from calotype.local.services import Service, make_services, missing_programs
 from calotype.local.supervisor import Part, StopRequestedError, Supervisor
 from calotype.lookup import queue_stats
 from calotype.settings import PREFIX, Settings, environment
@@ -134,48 +133,26 @@ class Stack:
         """The services to start, and the settings under which all others reach them."""
         if settings.s3_endpoint is not None:
             settings.require("s3_access_key", "s3_secret_key")
-        secrets, logs = self.data_dir.secrets(), self.data_dir.logs
+        made = make_services(self.data_dir.path, logs=self.data_dir.logs, secrets=self.data_dir.secrets())
         services: list[Service] = []
         if settings.database_url is None:
-            postgres = Postgres(
-                directory=self.data_dir.path / "postgres",
-                port=free_port(),
-                password=secrets.database_password,
-                log=logs / "postgres.log",
-            )
-            services.append(postgres)
-            settings = replace(settings, database_url=postgres.url())
+            services.append(made.postgres)
+            settings = replace(settings, database_url=made.postgres.url())
         if settings.broker_url is None:
-            redis = Redis(
-                directory=self.data_dir.path / "redis",
-                port=free_port(),
-                password=secrets.broker_password,
-                log=logs / "redis.log",
-            )
-            services.append(redis)
-            settings = replace(settings, broker_url=redis.url)
+            services.append(made.redis)
+            settings = replace(settings, broker_url=made.redis.url)
         if settings.s3_endpoint is None:
-            s3 = self._s3(secrets)
-            services.append(s3)
+            services.append(made.s3)
             settings = replace(
                 settings,
-                s3_endpoint=s3.endpoint,
-                s3_access_key=s3.access_key,
-                s3_secret_key=s3.secret_key,
+                s3_endpoint=made.s3.endpoint,
+                s3_access_key=made.s3.access_key,
+                s3_secret_key=made.s3.secret_key,
                 s3_region=REGION,
             )
         for service in services:
             service.prepare()
         return self._for_children(settings), services
-
-    def _s3(self, secrets: Secrets) -> S3:
-        return S3(
-            directory=self.data_dir.path / "s3",
-            port=free_port(),
-            access_key=secrets.s3_access_key,
-            secret_key=secrets.s3_secret_key,
-            log=self.data_dir.logs / "s3.log",
-        )
 
     def _for_children(self, settings: Settings) -> Settings:
         cache_is_set = settings.cache_dir != Settings().cache_dir

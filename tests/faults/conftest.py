@@ -6,7 +6,6 @@ import dataclasses
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,6 +16,7 @@ from calotype import tenants
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, migrate, transaction
 from calotype.jobs import Job
+from calotype.local.services import Services
 from calotype.registry import ModelVersion
 from calotype.settings import Settings
 from calotype.tenants import Tenant
@@ -40,13 +40,13 @@ def servers(services_dir: Path) -> Iterator[Servers]:
 
 
 @pytest.fixture(scope="session")
-def services(servers: Servers) -> SimpleNamespace:
+def services(servers: Servers) -> Services:
     """The same, as the fixtures that all suites share know them."""
-    return SimpleNamespace(postgres=servers.postgres.service, redis=servers.redis.service, s3=servers.s3.service)
+    return Services(postgres=servers.postgres.service, redis=servers.redis.service, s3=servers.s3.service)
 
 
 @pytest.fixture(scope="session")
-def template_database(services: SimpleNamespace) -> str:
+def template_database(services: Services) -> str:
     """Migrated, on the suite's own Postgres."""
     services.postgres.ensure_database(TEMPLATE)
     engine = connect_engine(Settings(database_url=services.postgres.url(TEMPLATE)), application_name="template")

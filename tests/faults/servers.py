@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import signal
 import time
 from pathlib import Path
@@ -11,30 +10,22 @@ from typing import Generic, TypeVar
 
 from calotype.local.errors import StackError
 from calotype.local.postgres import Postgres
-from calotype.local.process import Command, Process, free_port, wait_until_ready
+from calotype.local.process import Process, wait_until_ready
 from calotype.local.redis import Redis
 from calotype.local.s3 import S3
-from calotype.local.services import READY_SECONDS, Service
+from calotype.local.services import READY_SECONDS, Service, make_services
 
 S = TypeVar("S", bound=Service)
 
-#: Enough for all that a test or a soak starts, and soon exhausted by one that wants that.
-CONNECTIONS = 80
+POSTGRES_OPTIONS = {
+    # Loses no commit when it is killed; a power cut it need not survive here.
+    "synchronous_commit": "on",
+    "full_page_writes": "on",
+    # Enough for all that a test or a soak starts, and soon exhausted by one that wants that.
+    "max_connections": "80",
+}
 #: How often a server is started that ends at once, because what it left when it was killed is still in its way.
 STARTS = 50
-
-
-class CrashSafePostgres(Postgres):
-    """Loses no commit when it is killed, as ``durable=False`` would; a power cut it need not survive here."""
-
-    def command(self) -> Command:
-        command = super().command()
-        argv = list(command.argv)
-        for option in ("synchronous_commit=off", "full_page_writes=off"):
-            place = argv.index(option)
-            del argv[place - 1 : place + 1]
-        argv[argv.index("max_connections=200")] = f"max_connections={CONNECTIONS}"
-        return dataclasses.replace(command, argv=argv)
 
 
 class Server(Generic[S]):
@@ -111,25 +102,10 @@ class Servers:
 def make_servers(folder: Path) -> Servers:
     """Servers with their data below a new folder, started. An unprivileged Postgres must be able to enter it."""
     folder.mkdir(mode=0o711)
-    postgres = CrashSafePostgres(
-        directory=folder / "postgres",
-        port=free_port(),
-        password=secrets.token_urlsafe(16),
-        log=folder / "postgres.log",
-        durable=False,
-    )
-    redis = Redis(
-        directory=folder / "redis", port=free_port(), password=secrets.token_urlsafe(16), log=folder / "redis.log"
-    )
-    s3 = S3(
-        directory=folder / "s3",
-        port=free_port(),
-        access_key=secrets.token_hex(10),
-        secret_key=secrets.token_hex(20),
-        log=folder / "s3.log",
-    )
-    made = Servers(postgres=Server(postgres), redis=Server(redis), s3=Server(s3))
-    for service in (postgres, redis, s3):
+    made = make_services(folder, durable=False)
+    made = dataclasses.replace(made, postgres=dataclasses.replace(made.postgres, options=POSTGRES_OPTIONS))
+    for service in made.all:
         service.prepare()
-    made.start()
-    return made
+    servers = Servers(postgres=Server(made.postgres), redis=Server(made.redis), s3=Server(made.s3))
+    servers.start()
+    return servers

@@ -7,7 +7,6 @@ import secrets
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,11 +14,9 @@ from calotype import tenants
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, transaction
 from calotype.local.modules import module_argv, module_environment
+from calotype.local.services import Services
 from calotype.settings import Settings, environment
 from calotype.tenants import Scope
-
-if TYPE_CHECKING:
-    from tests.conftest import Services
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -26,10 +26,10 @@ from calotype.local.errors import StackError
 from calotype.local.modules import module_environment
 from calotype.local.postgres import SHARED_ROOT, Postgres
 from calotype.local.process import Process, free_port, wait_until_ready
+from calotype.local.services import Services
 
 if TYPE_CHECKING:
     from calotype.artifacts import ObjectStore
-    from tests.conftest import Services
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which Postgres refuses to run as")
 
