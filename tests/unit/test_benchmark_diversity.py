@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from worker.benchmark.diversity import (
     DUPLICATE_SHARE,
@@ -22,20 +19,7 @@ from worker.benchmark.diversity import (
 )
 from worker.benchmark.quality import Features
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = ("fake", "half_collapsed", "collapsed4")
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Features]:
-    arrays = load_file(GOLDEN / "metrics.features.safetensors")
-    return {name: array.astype(np.float64) for name, array in arrays.items()}
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((GOLDEN / "metrics.json").read_text())["values"]
-    return values
 
 
 def normal(count: int, dimensions: int = 8, seed: int = 0) -> Features:
@@ -44,28 +28,28 @@ def normal(count: int, dimensions: int = 8, seed: int = 0) -> Features:
 
 @pytest.mark.parametrize("name", SETS)
 def test_cosine_and_vendi_score_agree_with_the_reference(
-    name: str, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
     mean = golden["real"].mean(axis=0)
-    assert mean_cosine(golden[name], mean) == pytest.approx(expected[name]["mean_centred_cosine"], rel=1e-9)
-    assert vendi_score(golden[name], mean) == pytest.approx(expected[name]["vendi_centred_on_real_mean"], rel=1e-9)
+    assert mean_cosine(golden[name], mean) == pytest.approx(references[name]["mean_centred_cosine"], rel=1e-9)
+    assert vendi_score(golden[name], mean) == pytest.approx(references[name]["vendi_centred_on_real_mean"], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("neighbours", [3, 5])
 def test_precision_recall_density_and_coverage_agree_with_prdc(
-    name: str, neighbours: int, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, neighbours: int, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
     found = prdc(golden[name], golden["real"], neighbours=neighbours)
-    assert found._asdict() == pytest.approx(expected[name][f"prdc_k{neighbours}"], rel=1e-9)
+    assert found._asdict() == pytest.approx(references[name][f"prdc_k{neighbours}"], rel=1e-9)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_precision_and_recall_agree_with_torch_fidelity(
-    name: str, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
     found = prdc(golden[name], golden["real"], neighbours=PRECISION_NEIGHBOURS)
-    reference = expected[name]["prc_torch_fidelity"]
+    reference = references[name]["prc_torch_fidelity"]
     assert (found.precision, found.recall) == pytest.approx((reference["precision"], reference["recall"]), rel=1e-6)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
-from safetensors.numpy import load_file
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from worker.benchmark import backbone as backbones
 from worker.benchmark.quality import Features, fd_caveats, features, frechet_distance, kid
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SETS = ("fake", "half_collapsed", "collapsed4")
-
-
-@pytest.fixture(scope="module")
-def golden() -> dict[str, Features]:
-    arrays = load_file(GOLDEN / "metrics.features.safetensors")
-    return {name: array.astype(np.float64) for name, array in arrays.items()}
-
-
-@pytest.fixture(scope="module")
-def expected() -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((GOLDEN / "metrics.json").read_text())["values"]
-    return values
 
 
 @pytest.fixture(scope="module")
@@ -48,26 +33,26 @@ def drawing(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_frechet_distance_agrees_with_torch_fidelity_and_scipy(
-    name: str, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
     found = frechet_distance(golden[name], golden["real"])
-    assert found == pytest.approx(expected[name]["fid_torch_fidelity"], rel=1e-6)
-    assert found == pytest.approx(expected[name]["fid_scipy_sqrtm"], rel=1e-10)
+    assert found == pytest.approx(references[name]["fid_torch_fidelity"], rel=1e-6)
+    assert found == pytest.approx(references[name]["fid_scipy_sqrtm"], rel=1e-10)
 
 
 @pytest.mark.parametrize(("name", "size"), [("fake", 1000), ("half_collapsed", 500), ("collapsed4", 500)])
 def test_kid_draws_the_same_subsets_as_torch_fidelity(
-    name: str, size: int, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, size: int, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
-    reference = expected[name]["kid_torch_fidelity"]["kernel_inception_distance_mean"]
+    reference = references[name]["kid_torch_fidelity"]["kernel_inception_distance_mean"]
     assert kid(golden[name], golden["real"], subset_size=size).mean == pytest.approx(reference, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", SETS)
 def test_kid_and_its_interval_hold_the_estimate_from_all_samples(
-    name: str, golden: dict[str, Features], expected: dict[str, Any]
+    name: str, golden: dict[str, Features], references: dict[str, Any]
 ) -> None:
-    full, found = expected[name]["kid_unbiased_full"], kid(golden[name], golden["real"])
+    full, found = references[name]["kid_unbiased_full"], kid(golden[name], golden["real"])
     assert found.mean == pytest.approx(full, rel=0.01)
     assert found.ci_low < full < found.ci_high
 
