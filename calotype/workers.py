@@ -146,6 +146,11 @@ def undrain(conn: sa.Connection, worker_id: UUID) -> Worker:
     return _set_draining(conn, worker_id, draining=False)
 
 
+def is_draining(conn: sa.Connection, worker_id: UUID) -> bool:
+    """Whether an operator wants it to take no more jobs; what claims go by."""
+    return bool(conn.execute(sa.select(workers.c.draining).where(workers.c.id == worker_id)).scalar())
+
+
 def _set_draining(conn: sa.Connection, worker_id: UUID, *, draining: bool) -> Worker:
     statement = (
         workers.update()

@@ -59,12 +59,7 @@ def make_app(settings: Settings, queues: Sequence[str], drain: DrainLoop, doorbe
     )
 
     def hear(task: Any) -> None:
-        if not drain.answers:
-            # Busy by its own clock, or drained by an operator: this bell is better heard by an idle worker. It cannot
-            # come back here before that is over, for this task fills the only slot until then.
-            doorbell.ring(task.request.delivery_info["routing_key"])
-        drain.wait_allowed()
-        drain.wait_answered(drain.ring())
+        answer(task.request.delivery_info["routing_key"], drain, doorbell)
 
     app.task(name=CELERY_TASK_NAME, bind=True, shared=False, ignore_result=True, acks_late=False)(hear)
     app.finalize()
@@ -75,6 +70,19 @@ def make_app(settings: Settings, queues: Sequence[str], drain: DrainLoop, doorbe
             # Celery's own (chords, chains, …) have no business here.
             app.tasks.unregister(name)
     return app
+
+
+def answer(queue: str, drain: DrainLoop, doorbell: Doorbell) -> None:
+    """Have a bell of ``queue`` answered: by a look of this worker, or by another one."""
+    if drain.answers:
+        drain.wait_answered(drain.ring())
+        if not drain.resting:
+            return
+    # Busy by its own clock, or drained by an operator, which the look may have found out: this bell is better heard by
+    # an idle worker. It cannot come back here before that is over, for it fills the only slot until then.
+    doorbell.ring(queue)
+    drain.wait_allowed()
+    drain.wait_answered(drain.ring())
 
 
 class WakingThreads(TaskPool):  # type: ignore[misc]

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from sqlalchemy import Engine
 
-from calotype import queue
+from calotype import queue, workers
 from calotype.database import transaction
 from calotype.errors import DependencyDown
 from calotype.jobs import Job
@@ -24,9 +24,6 @@ from calotype.settings import Settings
 from worker.families import BATCHED
 
 log = logging.getLogger(__name__)
-
-#: Seconds between two looks whether an operator lets the worker take jobs again.
-RESTING_SECONDS = 1.0
 
 #: How often it looks again when there was work that it could not get, and after how long.
 MOST_CONTENDED, CONTENDED_SECONDS = 5, 0.05
@@ -45,7 +42,6 @@ class DrainLoop:
         execute: Callable[[Sequence[Job]], None],
         shutdown: threading.Event,
         loaded: Callable[[], Sequence[str]] = tuple,
-        resting: Callable[[], bool] = lambda: False,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -55,8 +51,6 @@ class DrainLoop:
         self._shutdown = shutdown
         #: Keys of the models in memory.
         self._loaded = loaded
-        #: Whether an operator wants no more jobs taken.
-        self._resting = resting
         self._affinity = Affinity(longest_wait=settings.affinity_seconds, longest_streak=settings.affinity_streak)
         self._changed = threading.Condition()
         #: Rings heard, and rings that a drain begun afterwards has answered.
@@ -64,6 +58,8 @@ class DrainLoop:
         self._answered = 0
         self._draining = False
         self._ended = False
+        #: Whether an operator wants no more jobs taken, as of the last look.
+        self.resting = False
         #: Monotonic time of the last sign that the loop itself goes round.
         self.last_turn = time.monotonic()
         #: Monotonic time of the last time that Postgres answered what there is to do; None before the first.
@@ -72,7 +68,7 @@ class DrainLoop:
     @property
     def answers(self) -> bool:
         """Whether a ring would be answered at once: it is neither at work nor kept from work by an operator."""
-        return not self._draining and not self._resting()
+        return not self._draining and not self.resting
 
     def ring(self) -> int:
         """Ask for a look at the queues. Returns a ticket for `wait_answered`."""
@@ -84,8 +80,7 @@ class DrainLoop:
     def wait_allowed(self) -> None:
         """Wait until an operator lets the worker take jobs, or the loop has ended."""
         with self._changed:
-            while self._resting() and not self._ended:
-                self._changed.wait(RESTING_SECONDS)
+            self._changed.wait_for(lambda: not self.resting or self._ended)
 
     def wait_answered(self, ticket: int) -> None:
         """Wait until a drain that began after the ring is over, or the loop has ended."""
@@ -140,6 +135,10 @@ class DrainLoop:
         )
         with transaction(self._engine) as conn:
             claimed = queue.claim_batch(conn, claimant)
+            # It may be the reason why there were none. Whoever heard a bell must know at once, and not with the next
+            # heartbeat: the bell was then heard by the wrong worker.
+            resting = not claimed.jobs and workers.is_draining(conn, self._worker_id)
+        self.resting = resting
         self.last_look = time.monotonic()
         self._affinity.note(self.last_look, passed=claimed.passed)
         return claimed

@@ -47,6 +47,7 @@ class Presence:
         name: str,
         queues: Sequence[str],
         report: Callable[[], Report],
+        on_draining: Callable[[], object] = lambda: None,
     ) -> None:
         self._engine = engine
         self._settings = settings
@@ -61,6 +62,8 @@ class Presence:
             pool=settings.pool,
         )
         self._report = report
+        #: Called when an operator has drained this worker, or lets it take jobs again.
+        self._on_draining = on_draining
         #: Set once the row exists; claims refer to it.
         self.registered = threading.Event()
         #: Whether an operator wants this worker to take no more jobs, as of the latest answer.
@@ -133,6 +136,7 @@ class Presence:
             self.draining = draining
             # The state that was just reported is no longer right.
             self.changed()
+            self._on_draining()
 
     def _retire(self) -> None:
         try:

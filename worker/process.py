@@ -62,10 +62,16 @@ class WorkerProcess:
             execute=self._executor.compute,
             shutdown=self._shutdown,
             loaded=self._models.loaded,
-            resting=lambda: self._presence.draining,
         )
         self._presence = Presence(
-            engine=engine, settings=settings, worker_id=self._id, name=name, queues=self._queues, report=self._report
+            engine=engine,
+            settings=settings,
+            worker_id=self._id,
+            name=name,
+            queues=self._queues,
+            report=self._report,
+            # A look, which finds out by itself what it may do.
+            on_draining=drain.ring,
         )
         self._executor.on_change = self._presence.changed
         self._executor.on_settled = drain.ring

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +22,7 @@ from calotype.queue import Outcome
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 from calotype.workers import Worker, WorkerState
+from worker import app
 from worker.drain import DrainLoop
 from worker.presence import Presence, Report
 from worker.reconciler import forgotten_queues
@@ -118,6 +120,31 @@ def test_a_drained_worker_takes_nothing_and_looks_again_once_it_is_undrained(
     eventually(lambda: _all_ended(engine), 30)
 
 
+def test_a_bell_is_passed_on_by_a_worker_that_finds_out_only_then_that_an_operator_drained_it(
+    start_loop: Callable[..., Drained], engine: Engine, make_job: Callable[..., Job], eventually: Eventually
+) -> None:
+    drained, rung = start_loop(idle_poll_seconds=600.0), []
+    doorbell: Any = SimpleNamespace(ring=rung.append)
+    drained.loop.wait_answered(drained.loop.ring())
+    with transaction(engine) as conn:
+        workers.drain(conn, drained.worker)
+    make_job()
+    assert drained.loop.answers
+    hearing = threading.Thread(target=app.answer, args=(GENERATE, drained.loop, doorbell))
+    hearing.start()
+    eventually(lambda: rung == [GENERATE], 30)
+    # Nor does it listen for another bell meanwhile.
+    assert not drained.loop.answers and hearing.is_alive() and drained.batches == []
+
+    with transaction(engine) as conn:
+        workers.undrain(conn, drained.worker)
+    # As its presence does when it learns of that.
+    drained.loop.ring()
+    hearing.join(timeout=30)
+    assert not hearing.is_alive() and rung == [GENERATE]
+    assert len(drained.batches) == 1
+
+
 def test_a_job_that_could_not_be_had_is_looked_for_again_without_a_bell(
     start_loop: Callable[..., Drained], engine: Engine, make_job: Callable[..., Job], eventually: Eventually
 ) -> None:
@@ -150,7 +177,7 @@ def read_worker(engine: Engine) -> Callable[[UUID], Worker | None]:
 def test_a_workers_row_tells_pool_and_last_look_and_is_told_to_drain(
     engine: Engine, settings: Settings, read_worker: Callable[[UUID], Worker | None], eventually: Eventually
 ) -> None:
-    worker_id, looked = new_id(), [None, 7.0]
+    worker_id, looked, told = new_id(), [None, 7.0], []
     presence = Presence(
         engine=engine,
         settings=dataclasses.replace(settings, heartbeat_seconds=0.1, pool="gold"),
@@ -162,6 +189,7 @@ def test_a_workers_row_tells_pool_and_last_look_and_is_told_to_drain(
             loaded=["m"],
             looked_seconds_ago=looked[0],
         ),
+        on_draining=lambda: told.append(presence.draining),
     )
     presence.start()
     try:
@@ -176,6 +204,7 @@ def test_a_workers_row_tells_pool_and_last_look_and_is_told_to_drain(
         with transaction(engine) as conn:
             workers.undrain(conn, worker_id)
         eventually(lambda: read_worker(worker_id).state is WorkerState.IDLE, 30)
+        assert told == [True, False]
     finally:
         presence.stop(10)
 
