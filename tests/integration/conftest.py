@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
 import secrets
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +16,7 @@ from uuid import UUID
 import httpx
 import pytest
 import sqlalchemy as sa
+import worker_handlers
 from sqlalchemy import Engine
 from webhook_receiver import Receiver
 
@@ -20,10 +24,12 @@ from calotype import queue, registry, tables, tenants, workers
 from calotype.client import Client
 from calotype.database import transaction
 from calotype.ids import new_id
-from calotype.jobs import Family, Job, Kind
+from calotype.jobs import Artifact, Family, Job, Kind
 from calotype.registry import ModelFile, ModelVersion, NewVersion
+from calotype.settings import Settings, environment
 from calotype.tenants import Tenant
 
+ROOT = Path(__file__).resolve().parents[2]
 _numbers = itertools.count(1)
 #: The parameters of a small model, as the starter has them.
 SMALL = {
@@ -121,6 +127,76 @@ def make_model(engine: Engine) -> Callable[..., ModelVersion]:
             return registry.register_version(conn, NewVersion(**{**defaults, **values}))
 
     return make
+
+
+@pytest.fixture
+def submit(make_job: Callable[..., Job]) -> Callable[..., Job]:
+    """``submit("image", plan={…}, **fields of NewJob)``: a queued job for a handler of `worker_handlers`."""
+
+    def make(do: str, *, plan: dict[str, Any] | None = None, **fields: Any) -> Job:
+        return make_job(spec=worker_handlers.spec(do, **(plan or {})), **fields)
+
+    return make
+
+
+@pytest.fixture
+def get_job(engine: Engine) -> Callable[[UUID], Job]:
+    """``get_job(job_id)``: the row as it is now."""
+
+    def get(job_id: UUID) -> Job:
+        with transaction(engine) as conn:
+            row = conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().one()
+        return Job.from_row(row)
+
+    return get
+
+
+@pytest.fixture
+def ended(get_job: Callable[[UUID], Job], eventually: Callable[..., object]) -> Callable[..., Job]:
+    """``ended(job_id, timeout=20)``: the job, once it has ended."""
+
+    def wait(job_id: UUID, timeout: float = 20.0) -> Job:
+        eventually(lambda: get_job(job_id).state.terminal, timeout, "the job has ended")
+        return get_job(job_id)
+
+    return wait
+
+
+@pytest.fixture
+def artifacts(engine: Engine) -> Callable[[UUID], list[Artifact]]:
+    """``artifacts(job_id)``: what the job has published."""
+
+    def find(job_id: UUID) -> list[Artifact]:
+        with transaction(engine) as conn:
+            return queue.artifacts_of(conn, [job_id]).get(job_id, [])
+
+    return find
+
+
+@pytest.fixture
+def start_python(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """``start_python(name, "-m", "worker", settings=…, **variables)``: a process, killed at the latest after the test.
+
+    Its log is ``<name>.log`` below ``tmp_path``.
+    """
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(name: str, *arguments: str, settings: Settings, **variables: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **variables, **environment(settings)},
+                stdout=log,
+                stderr=log,
+            )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
 
 
 @pytest.fixture

@@ -6,10 +6,7 @@ import base64
 import hashlib
 import io
 import json
-import os
 import signal
-import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -33,10 +30,9 @@ from calotype.datasets.importing import import_archive
 from calotype.doorbell import Doorbell
 from calotype.jobs import Artifact, Job, State
 from calotype.registry import ModelFile, ModelVersion
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.tenants import Tenant
 
-ROOT = Path(__file__).resolve().parents[2]
 QUEUES = ("diffusion.generate", "diffusion.train")
 COLOURS = ("red", "green", "blue", "gold")
 
@@ -382,34 +378,21 @@ def test_a_training_that_is_shut_down_goes_on_elsewhere_to_the_bitwise_same_mode
 
 
 @pytest.fixture
-def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
+def start_worker(settings: Settings, start_python: Callable[..., Any]) -> Callable[[str], Any]:
     """`start_worker(name)`: a worker process for trainings; its log is `<name>.log`."""
-    started: list[subprocess.Popen[bytes]] = []
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--queues", "diffusion.train"],
-                env={"PATH": os.defpath, "OMP_WAIT_POLICY": "passive", **environment(settings)},
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-        started.append(process)
-        return process
+    def start(name: str) -> Any:
+        arguments = ("-m", "worker", "--queues", "diffusion.train")
+        return start_python(name, *arguments, settings=settings, OMP_WAIT_POLICY="passive")
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    return start
 
 
 @pytest.mark.timeout(900)
 def test_a_training_whose_worker_is_told_to_stop_goes_on_in_another_process_bitwise_equal(
     runner: Runner,
     dataset: Dataset,
-    start_worker: Callable[[str], subprocess.Popen[bytes]],
+    start_worker: Callable[[str], Any],
     eventually: Callable[..., Any],
 ) -> None:
     plan: dict[str, Any] = {"steps": 240, "checkpoint_every": 200, "rank": 2, "ema_decay": 0.9, "lr_schedule": "cosine"}

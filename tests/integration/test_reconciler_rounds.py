@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,12 +20,11 @@ from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
 from calotype.errors import DependencyDown
 from calotype.jobs import Job, Progress, State
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.tenants import Tenant
 from calotype.workers import WorkerState, list_workers, seen
 from worker.reconciler import Leadership, Reconciler, forgotten_queues
 
-ROOT = Path(__file__).resolve().parents[2]
 QUEUE = "diffusion.generate"
 GetJob = Callable[[UUID], Job]
 
@@ -82,16 +78,6 @@ def take_seat(settings: Settings, engine: Engine, store: ObjectStore) -> Iterato
     yield take
     for seat in seats:
         seat.leave()
-
-
-@pytest.fixture
-def get_job(engine: Engine) -> GetJob:
-    def get(job_id: UUID) -> Job:
-        with transaction(engine) as conn:
-            row = conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().one()
-        return Job.from_row(row)
-
-    return get
 
 
 @pytest.fixture
@@ -299,24 +285,19 @@ def test_the_process_reconciles_through_its_main_loop_and_stops_when_told(
     lapsed: Callable[..., Job],
     get_job: GetJob,
     eventually: Callable[..., Any],
+    start_python: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
     job = lapsed()
-    variables = environment(
-        dataclasses.replace(settings, lease_seconds=1.0, heartbeat_seconds=0.3, heartbeat_file=tmp_path / "alive")
+    process = start_python(
+        "reconciler",
+        "-m",
+        "worker.reconciler",
+        settings=dataclasses.replace(
+            settings, lease_seconds=1.0, heartbeat_seconds=0.3, heartbeat_file=tmp_path / "alive"
+        ),
     )
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "worker.reconciler"],
-            env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **variables},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        eventually(lambda: get_job(job.id).state is State.QUEUED, 20.0, "the job is reaped")
-        assert (tmp_path / "alive").exists()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=10) == 0
-    finally:
-        process.kill()
-        process.wait()
+    eventually(lambda: get_job(job.id).state is State.QUEUED, 20.0, "the job is reaped")
+    assert (tmp_path / "alive").exists()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == 0

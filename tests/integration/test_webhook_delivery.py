@@ -5,13 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -27,7 +23,7 @@ from calotype.database import transaction
 from calotype.errors import NotFound
 from calotype.jobs import Job, JobError, State
 from calotype.log import JsonFormatter
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.tenants import Tenant
 from calotype.webhooks import deliveries, outbox, tenant_secrets, trying
 from calotype.webhooks.deliveries import Delivery, DeliveryFilter, DeliveryState
@@ -38,7 +34,6 @@ from calotype.webhooks.targets import AddressPolicy
 from worker import deliverer as deliverer_module
 from worker.deliverer import PER_HOST, Deliverer, Slots
 
-ROOT = Path(__file__).resolve().parents[2]
 QUEUE = "diffusion.generate"
 SECRET = new_secret()
 table = tables.webhook_deliveries
@@ -707,26 +702,14 @@ def test_old_deliveries_are_forgotten_unless_they_are_still_to_be_sent(
 
 
 @pytest.fixture
-def start_reconciler(settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[Callable[[], Any]]:
-    """`start_reconciler()`: a process that may send to this machine; its log is in `tmp_path`."""
-    variables = environment(dataclasses.replace(settings, webhook_private_addresses="127.0.0.0/8"))
-    started: list[subprocess.Popen[bytes]] = []
+def start_reconciler(settings: Settings, store: ObjectStore, start_python: Callable[..., Any]) -> Callable[[str], Any]:
+    """`start_reconciler(name)`: a process that may send to this machine; its log is `<name>.log`."""
 
-    def start() -> subprocess.Popen[bytes]:
-        with (tmp_path / f"reconciler-{len(started)}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker.reconciler"],
-                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **variables},
-                stdout=log,
-                stderr=log,
-            )
-        started.append(process)
-        return process
+    def start(name: str) -> Any:
+        changed = dataclasses.replace(settings, webhook_private_addresses="127.0.0.0/8")
+        return start_python(name, "-m", "worker.reconciler", settings=changed)
 
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
+    return start
 
 
 def test_a_reconciler_that_is_killed_after_it_has_sent_is_followed_by_one_that_sends_again(
@@ -734,10 +717,10 @@ def test_a_reconciler_that_is_killed_after_it_has_sent_is_followed_by_one_that_s
     receiver: Receiver,
     end_job: Callable[..., Job],
     rows: Callable[[], list[Mapping[str, Any]]],
-    start_reconciler: Callable[[], Any],
+    start_reconciler: Callable[[str], Any],
     eventually: Eventually,
 ) -> None:
-    first = start_reconciler()
+    first = start_reconciler("first")
     # SIGKILL after the message has arrived, before what came of it can be written down.
     receiver.answers = [Answer(200), Answer(200, before=first.kill), Answer(200)]
     end_job()
@@ -748,7 +731,7 @@ def test_a_reconciler_that_is_killed_after_it_has_sent_is_followed_by_one_that_s
     assert [row["state"] for row in rows()] == ["delivered", "pending"]
 
     make_due(engine)
-    second = start_reconciler()
+    second = start_reconciler("second")
     eventually(lambda: [row["state"] for row in rows()] == ["delivered"] * 2, timeout=90)
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) == 0

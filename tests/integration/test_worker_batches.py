@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +22,7 @@ from calotype.artifacts import Artifact, ObjectStore, job_prefix
 from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
 from calotype.jobs import Job, State
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.tenants import Tenant
 from worker import lease
 from worker.cache import ModelCache
@@ -35,7 +33,7 @@ from worker.families import HANDLERS
 Eventually = Callable[..., Any]
 Submit = Callable[..., Job]
 GetJob = Callable[[UUID], Job]
-ROOT = Path(__file__).resolve().parents[2]
+WORKER_PROCESS = str(Path(__file__).with_name("worker_process.py"))
 
 
 @pytest.fixture
@@ -47,25 +45,6 @@ def submit(make_job: Callable[..., Job], make_tenant: Callable[..., Tenant]) -> 
         return make_job(spec=worker_handlers.spec("", **plan), **{**shared, **(fields or {})})
 
     return make
-
-
-@pytest.fixture
-def get_job(engine: Engine) -> GetJob:
-    def get(job_id: UUID) -> Job:
-        with transaction(engine) as conn:
-            row = conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().one()
-        return Job.from_row(row)
-
-    return get
-
-
-@pytest.fixture
-def artifacts(engine: Engine) -> Callable[[UUID], list[Artifact]]:
-    def find(job_id: UUID) -> list[Artifact]:
-        with transaction(engine) as conn:
-            return queue.artifacts_of(conn, [job_id]).get(job_id, [])
-
-    return find
 
 
 @pytest.fixture
@@ -472,27 +451,13 @@ def test_a_job_that_says_too_much_loses_the_oldest_and_says_so(
 
 
 @pytest.fixture
-def start_worker(settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[Callable[..., Any]]:
+def start_worker(settings: Settings, store: ObjectStore, start_python: Callable[..., Any]) -> Callable[..., Any]:
     """`start_worker(name, **changed settings)`: a process that runs batches; its log is `<name>.log`."""
-    started: list[subprocess.Popen[bytes]] = []
 
     def start(name: str, **changes: Any) -> subprocess.Popen[bytes]:
-        variables = environment(dataclasses.replace(settings, **changes))
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, ROOT / "tests/integration/worker_process.py", name, "batch"],
-                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **variables},
-                stdout=log,
-                stderr=log,
-            )
-        started.append(process)
-        return process
+        return start_python(name, WORKER_PROCESS, name, "batch", settings=dataclasses.replace(settings, **changes))
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
+    return start
 
 
 def test_a_worker_that_is_told_to_stop_gives_back_all_and_another_finishes_them_together(

@@ -33,46 +33,6 @@ Submit = Callable[..., Job]
 GetJob = Callable[[UUID], Job]
 
 
-@pytest.fixture
-def submit(make_job: Callable[..., Job]) -> Submit:
-    """`submit("image", max_attempts=1)`: a queued job that does what a handler of `worker_handlers` does."""
-
-    def make(do: str, *, plan: dict[str, Any] | None = None, **fields: Any) -> Job:
-        return make_job(spec=worker_handlers.spec(do, **(plan or {})), **fields)
-
-    return make
-
-
-@pytest.fixture
-def get_job(engine: Engine) -> GetJob:
-    def get(job_id: UUID) -> Job:
-        with transaction(engine) as conn:
-            row = conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().one()
-        return Job.from_row(row)
-
-    return get
-
-
-@pytest.fixture
-def ended(get_job: GetJob, eventually: Eventually) -> Callable[[UUID], Job]:
-    """Waits until a job has ended."""
-
-    def wait(job_id: UUID, timeout: float = 15.0) -> Job:
-        eventually(lambda: get_job(job_id).state.terminal, timeout, "the job has ended")
-        return get_job(job_id)
-
-    return wait
-
-
-@pytest.fixture
-def artifacts(engine: Engine) -> Callable[[UUID], list[Artifact]]:
-    def find(job_id: UUID) -> list[Artifact]:
-        with transaction(engine) as conn:
-            return queue.artifacts_of(conn, [job_id]).get(job_id, [])
-
-    return find
-
-
 @dataclasses.dataclass
 class Crew:
     """A worker without its process: drain loop and executor in a thread of the test."""

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,18 +13,17 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-import sqlalchemy as sa
 import worker_handlers
 from postgres_outage import Outage
 from sqlalchemy import Engine
 
-from calotype import queue, tables, workers
+from calotype import workers
 from calotype.artifacts import Artifact, ObjectStore, job_prefix
 from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
 from calotype.jobs import Job, State
 from calotype.local.process import free_port
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.workers import list_workers
 from worker import orphans
 from worker.exit import ExitCode
@@ -35,67 +32,20 @@ from worker.reconciler import Leadership, Reconciler
 Eventually = Callable[..., Any]
 Submit = Callable[..., Job]
 StartWorker = Callable[..., subprocess.Popen[bytes]]
-ROOT = Path(__file__).resolve().parents[2]
+WORKER_PROCESS = str(Path(__file__).with_name("worker_process.py"))
 
 
 @pytest.fixture
-def start_worker(settings: Settings, store: ObjectStore, tmp_path: Path) -> Iterator[StartWorker]:
+def start_worker(settings: Settings, store: ObjectStore, start_python: Callable[..., Any]) -> StartWorker:
     """`start_worker(name, **changed settings)`: a process; its log is `<name>.log` below `tmp_path`."""
-    started: list[subprocess.Popen[bytes]] = []
 
     def start(name: str = "w", **changes: Any) -> subprocess.Popen[bytes]:
-        variables = environment(dataclasses.replace(settings, **changes))
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, ROOT / "tests/integration/worker_process.py", name],
-                env={"PATH": os.defpath, "PYTHONPATH": str(ROOT), **variables},
-                stdout=log,
-                stderr=log,
-            )
-        started.append(process)
+        process: subprocess.Popen[bytes] = start_python(
+            name, WORKER_PROCESS, name, settings=dataclasses.replace(settings, **changes)
+        )
         return process
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def submit(make_job: Callable[..., Job]) -> Submit:
-    def make(do: str, *, plan: dict[str, Any] | None = None, **fields: Any) -> Job:
-        return make_job(spec=worker_handlers.spec(do, **(plan or {})), **fields)
-
-    return make
-
-
-@pytest.fixture
-def get_job(engine: Engine) -> Callable[[UUID], Job]:
-    def get(job_id: UUID) -> Job:
-        with transaction(engine) as conn:
-            row = conn.execute(sa.select(tables.jobs).where(tables.jobs.c.id == job_id)).mappings().one()
-        return Job.from_row(row)
-
-    return get
-
-
-@pytest.fixture
-def ended(get_job: Callable[[UUID], Job], eventually: Eventually) -> Callable[..., Job]:
-    def wait(job_id: UUID, timeout: float = 20.0) -> Job:
-        eventually(lambda: get_job(job_id).state.terminal, timeout, "the job has ended")
-        return get_job(job_id)
-
-    return wait
-
-
-@pytest.fixture
-def artifacts(engine: Engine) -> Callable[[UUID], list[Artifact]]:
-    def find(job_id: UUID) -> list[Artifact]:
-        with transaction(engine) as conn:
-            return queue.artifacts_of(conn, [job_id]).get(job_id, [])
-
-    return find
+    return start
 
 
 @pytest.fixture
