@@ -10,22 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from archive_reading import MIB, files, refused
 
-from calotype.archive import ArchiveLimits, read_archive
-from calotype.errors import Invalid
-
-MIB = 1 << 20
-LIMITS = ArchiveLimits(archive_bytes=8 * MIB, total_bytes=8 * MIB, file_bytes=6 * MIB, entries=50, ratio_from=MIB)
-
-
-def files(path: Path, limits: ArchiveLimits = LIMITS) -> dict[str, bytes]:
-    return {file.name: file.data for file in read_archive(path, limits)}
-
-
-def refused(path: Path, limits: ArchiveLimits = LIMITS) -> Invalid:
-    with pytest.raises(Invalid) as caught:
-        files(path, limits)
-    return caught.value
+from calotype.archive import ArchiveLimits
 
 
 def write_zip(path: Path, entries: Mapping[str, bytes], method: int = zipfile.ZIP_STORED) -> Path:
