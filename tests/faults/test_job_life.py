@@ -10,14 +10,11 @@ from uuid import UUID
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     rule,
-    run_state_machine_as_test,
 )
 from sqlalchemy import Engine
 
@@ -28,6 +25,7 @@ from calotype.errors import CancelRequested, Conflict, LeaseLost, NotFound
 from calotype.ids import new_id
 from calotype.jobs import HELD, TERMINAL, Family, Job, JobError, Kind, Progress, State
 from calotype.tenants import Tenant
+from tests.faults.machines import DatabaseMachine, run_machine
 
 QUEUE = "diffusion.generate"
 LEASE = 600.0
@@ -73,11 +71,8 @@ Token = tuple[UUID, int]
 Action = Callable[[st.DataObject], None]
 
 
-class JobLife(RuleBasedStateMachine):
+class JobLife(DatabaseMachine):
     """Two workers, users and a reconciler in any order. A token is a claim, and is used long after it is stale."""
-
-    engine: Engine
-    tenant: Tenant
 
     def __init__(self) -> None:
         super().__init__()
@@ -383,18 +378,4 @@ def _info(name: str) -> workers.WorkerInfo:
 def test_whatever_happens_to_jobs_in_whatever_order_the_rows_are_as_the_model_says(
     engine: Engine, tenant: Tenant
 ) -> None:
-    class OnThisDatabase(JobLife):
-        pass
-
-    OnThisDatabase.engine, OnThisDatabase.tenant = engine, tenant
-    run_state_machine_as_test(
-        OnThisDatabase,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=50,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            # On a database, looking for the shortest failure takes many minutes: leave this line out to have it.
-            phases=(Phase.explicit, Phase.reuse, Phase.generate),
-        ),
-    )
+    run_machine(JobLife, engine, tenant, runs=60, steps=50)

@@ -9,15 +9,12 @@ from typing import Any
 from uuid import UUID
 
 import sqlalchemy as sa
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 from sqlalchemy import Engine
 
@@ -28,6 +25,7 @@ from calotype.errors import CancelRequested, Conflict, LeaseLost
 from calotype.ids import new_id
 from calotype.jobs import TERMINAL, Family, JobError, Kind, State
 from calotype.tenants import Tenant
+from tests.faults.machines import DatabaseMachine, run_machine
 
 QUEUE = "diffusion.generate"
 LEASE = 600.0
@@ -35,11 +33,8 @@ PAST = sa.text("now() - interval '1 s'")
 jobs, artifacts = tables.jobs, tables.artifacts
 
 
-class Sharing(RuleBasedStateMachine):
+class Sharing(DatabaseMachine):
     """Jobs of two kinds of images, each with two seeds, in every mode of the cache."""
-
-    engine: Engine
-    tenant: Tenant
 
     def __init__(self) -> None:
         super().__init__()
@@ -202,18 +197,4 @@ AWAY = JobError(code="dependency_down", title="Away", detail="Away.", retryable=
 
 
 def test_equal_jobs_all_end_whatever_befalls_the_one_that_runs_for_them(engine: Engine, tenant: Tenant) -> None:
-    class OnThisDatabase(Sharing):
-        pass
-
-    OnThisDatabase.engine, OnThisDatabase.tenant = engine, tenant
-    run_state_machine_as_test(
-        OnThisDatabase,
-        settings=settings(
-            max_examples=50,
-            stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-            # On a database, looking for the shortest failure takes many minutes: leave this line out to have it.
-            phases=(Phase.explicit, Phase.reuse, Phase.generate),
-        ),
-    )
+    run_machine(Sharing, engine, tenant, runs=50, steps=30)
