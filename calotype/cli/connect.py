@@ -25,6 +25,7 @@ ApiKey = Annotated[
     typer.Option("--api-key", help="The key; else CALOTYPE_API_KEY or .calotype/api-key.", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Limit = Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from calotype.cli.connect import ApiKey, AsJson, Url, connect
+from calotype.cli.connect import ApiKey, AsJson, Limit, Url, connect
 from calotype.cli.console import err, out, print_json
 from calotype.cli.follow import follow, tell_outcome
 from calotype.cli.render import job_details, job_table
@@ -42,7 +42,7 @@ def list_jobs(
     family: Annotated[str | None, typer.Option(help="diffusion, …")] = None,
     model: Annotated[str | None, typer.Option(help="Name or name@version.")] = None,
     since: Annotated[str | None, typer.Option(help="Created at or after this time (RFC 3339).")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 20,
+    limit: Limit = 20,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from calotype.cli.connect import ApiKey, AsJson, Url, connect
+from calotype.cli.connect import ApiKey, AsJson, Limit, Url, connect
 from calotype.cli.console import err, out, print_json
 from calotype.cli.render import moment, table
 
@@ -19,7 +19,7 @@ DeliveryId = Annotated[str, typer.Argument(metavar="DELIVERY", help="The id of a
 def list_deliveries(
     job: Annotated[str | None, typer.Option(help="Only those of this job.")] = None,
     state: Annotated[str | None, typer.Option(help="pending, delivered, failed or gone.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most this many.")] = 20,
+    limit: Limit = 20,
     url: Url = None,
     api_key: ApiKey = None,
     as_json: AsJson = False,
