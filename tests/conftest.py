@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -110,10 +111,25 @@ def eventually() -> Callable[..., object]:
 @pytest.fixture(scope="session")
 def services_dir() -> Iterator[Path]:
     """A folder that an unprivileged Postgres can enter, which pytest's own temporary folders are not."""
+    with _open_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """The same, for one test."""
+    with _open_folder() as path:
+        yield path
+
+
+@contextmanager
+def _open_folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="calotype-tests-"))
     path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -334,18 +350,26 @@ def stack(services_dir: Path, start_up: Callable[..., RunningUp]) -> RunningUp:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(stack: RunningUp) -> str:
-    """The name of an untrained model that the stack shares with every tenant; a step takes milliseconds."""
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of an untrained pipeline; a step of it takes milliseconds."""
+    from tests import tiny_sd3
+
+    path = tmp_path_factory.mktemp("tiny") / "model"
+    tiny_sd3.pipeline().save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_model(stack: RunningUp, tiny_folder: Path) -> str:
+    """The name under which the stack shares it with every tenant."""
     from calotype.artifacts import ObjectStore
     from calotype.database import connect_engine
     from calotype.local.starter_assets import register_pipeline
     from tests import tiny_sd3
 
-    folder = stack.data_dir.path / "tiny"
-    tiny_sd3.pipeline().save_pretrained(folder)
     settings = stack.settings()
     engine = connect_engine(settings, application_name="test")
-    register_pipeline(engine, ObjectStore(settings), folder, "tiny", tiny_sd3.PARAMETERS)
+    register_pipeline(engine, ObjectStore(settings), tiny_folder, "tiny", tiny_sd3.PARAMETERS)
     engine.dispose()
     return "tiny"
 

@@ -32,16 +32,11 @@ QUEUE = "diffusion.benchmark"
 MakeModel = Callable[..., ModelVersion]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_sd3.pipeline().save_pretrained(path)
-    return path
-
-
 @pytest.fixture
-def tiny(folder: Path, store: ObjectStore, make_model: MakeModel) -> ModelVersion:
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def tiny(tiny_folder: Path, store: ObjectStore, make_model: MakeModel) -> ModelVersion:
+    files = {
+        path.relative_to(tiny_folder).as_posix(): path.read_bytes() for path in tiny_folder.rglob("*") if path.is_file()
+    }
     return make_model("tiny", files=stored(store, "tiny", files), parameters=tiny_sd3.PARAMETERS)
 
 

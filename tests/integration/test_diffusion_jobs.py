@@ -37,18 +37,11 @@ QUEUES = ("diffusion.generate", "diffusion.train")
 COLOURS = ("red", "green", "blue", "gold")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tiny") / "model"
-    tiny_sd3.pipeline().save_pretrained(path)
-    return path
-
-
 @pytest.fixture
-def model(folder: Path, store: ObjectStore, make_model: Callable[..., ModelVersion]) -> ModelVersion:
+def model(tiny_folder: Path, store: ObjectStore, make_model: Callable[..., ModelVersion]) -> ModelVersion:
     files = []
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = file.relative_to(folder).as_posix()
+    for file in sorted(path for path in tiny_folder.rglob("*") if path.is_file()):
+        name = file.relative_to(tiny_folder).as_posix()
         store.put_file(f"models/tiny/{name}", file)
         digest = hashlib.sha256(file.read_bytes()).hexdigest()
         files.append(ModelFile(path=name, object_key=f"models/tiny/{name}", bytes=file.stat().st_size, sha256=digest))

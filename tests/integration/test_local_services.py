@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,14 +32,6 @@ if TYPE_CHECKING:
     from calotype.artifacts import ObjectStore
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, which Postgres refuses to run as")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="calotype-tests-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_postgres_refuses_a_wrong_password(services: Services) -> None:
@@ -112,8 +104,8 @@ def test_a_data_folder_private_to_root_gets_its_cluster_elsewhere() -> None:
         shutil.rmtree(private)
 
 
-def test_data_of_another_postgres_version_is_refused_with_a_remedy(services: Services, folder: Path) -> None:
-    old = replace(services.postgres, directory=folder / "postgres")
+def test_data_of_another_postgres_version_is_refused_with_a_remedy(services: Services, open_folder: Path) -> None:
+    old = replace(services.postgres, directory=open_folder / "postgres")
     old.data.mkdir(parents=True)
     (old.data / "PG_VERSION").write_text("13\n")
 
@@ -123,9 +115,9 @@ def test_data_of_another_postgres_version_is_refused_with_a_remedy(services: Ser
     assert caught.value.remedy
 
 
-def test_children_die_with_a_parent_that_is_killed(folder: Path, eventually: Callable[..., object]) -> None:
+def test_children_die_with_a_parent_that_is_killed(open_folder: Path, eventually: Callable[..., object]) -> None:
     parent = subprocess.Popen(
-        [sys.executable, "-c", _PARENT, str(folder)],
+        [sys.executable, "-c", _PARENT, str(open_folder)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import pytest
 
 from calotype import settings as settings_module
 from calotype.client import Client
@@ -24,14 +20,6 @@ if TYPE_CHECKING:
 
 StartUp = Callable[..., "RunningUp"]
 Eventually = Callable[..., object]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="calotype-tests-"))
-    path.chmod(0o711)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_the_whole_stack_is_ready_with_a_worker_for_every_queue(stack: RunningUp) -> None:
@@ -81,10 +69,10 @@ def test_a_second_up_on_the_same_folder_is_refused(stack: RunningUp) -> None:
     assert "Traceback" not in second.stderr
 
 
-def test_a_taken_port_is_named_with_a_free_one(folder: Path) -> None:
+def test_a_taken_port_is_named_with_a_free_one(open_folder: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        ended = _up(folder / "data", "--port", str(port))
+        ended = _up(open_folder / "data", "--port", str(port))
 
     assert ended.returncode == 1
     assert f"Port {port} on 127.0.0.1 is taken" in ended.stderr
@@ -92,21 +80,21 @@ def test_a_taken_port_is_named_with_a_free_one(folder: Path) -> None:
     assert "Traceback" not in ended.stderr
 
 
-def test_a_data_folder_that_cannot_be_made_is_named(folder: Path) -> None:
-    (folder / "file").write_text("not a folder")
+def test_a_data_folder_that_cannot_be_made_is_named(open_folder: Path) -> None:
+    (open_folder / "file").write_text("not a folder")
 
-    ended = _up(folder / "file" / "data")
+    ended = _up(open_folder / "file" / "data")
 
     assert ended.returncode == 1
-    assert str(folder / "file") in ended.stderr
+    assert str(open_folder / "file") in ended.stderr
     assert "--data-dir" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
 def test_ctrl_c_ends_every_process_and_data_survives_to_the_next_start(
-    folder: Path, start_up: StartUp, eventually: Eventually
+    open_folder: Path, start_up: StartUp, eventually: Eventually
 ) -> None:
-    first = start_up(folder / "data", workers=0)
+    first = start_up(open_folder / "data", workers=0)
     with Client(first.url, first.api_key) as client:
         client.create_tenant("kept")
     pids = first.pids()
@@ -117,7 +105,7 @@ def test_ctrl_c_ends_every_process_and_data_survives_to_the_next_start(
     assert code == 0
     assert not [name for name, pid in pids.items() if _runs(pid)]
     assert first.data_dir.running() is None
-    second = start_up(folder / "data", workers=0)
+    second = start_up(open_folder / "data", workers=0)
     assert second.api_key == first.api_key
     with Client(second.url, second.api_key) as client:
         assert "kept" in {tenant["name"] for tenant in client.tenants()}
@@ -125,28 +113,30 @@ def test_ctrl_c_ends_every_process_and_data_survives_to_the_next_start(
 
 
 def test_a_killed_up_takes_its_parts_along_and_can_be_started_again(
-    folder: Path, start_up: StartUp, eventually: Eventually
+    open_folder: Path, start_up: StartUp, eventually: Eventually
 ) -> None:
-    killed = start_up(folder / "data", workers=0)
+    killed = start_up(open_folder / "data", workers=0)
     pids = killed.pids()
 
     os.kill(killed.process.pid, signal.SIGKILL)
     killed.process.wait(10)
 
     eventually(lambda: not any(map(_runs, pids.values())), timeout=40, message="parts outlive their parent")
-    again = start_up(folder / "data", workers=0)
+    again = start_up(open_folder / "data", workers=0)
     with Client(again.url, again.api_key) as client:
         assert client.ready()
     again.process.stop()
 
 
 def test_services_that_the_environment_names_are_used_instead_of_started(
-    folder: Path, start_up: StartUp, settings: Settings
+    open_folder: Path, start_up: StartUp, settings: Settings
 ) -> None:
     given = settings_module.environment(settings)
     wanted = ("DATABASE_URL", "BROKER_URL", "S3_ENDPOINT", "S3_ACCESS_KEY", "S3_SECRET_KEY", "S3_BUCKET")
 
-    running = start_up(folder / "data", workers=0, **{f"CALOTYPE_{name}": given[f"CALOTYPE_{name}"] for name in wanted})
+    running = start_up(
+        open_folder / "data", workers=0, **{f"CALOTYPE_{name}": given[f"CALOTYPE_{name}"] for name in wanted}
+    )
 
     assert set(running.pids()) == {"api", "reconciler"}
     with Client(running.url, running.api_key) as client:
