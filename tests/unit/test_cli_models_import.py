@@ -55,8 +55,8 @@ def test_an_official_file_becomes_a_folder_under_the_models_name(run: Run, tmp_p
     printed = json.loads(run("net.pkl", *ACCEPTED, "--json"))
 
     assert (printed["name"], printed["folder"], printed["architecture"]) == ("tiny", "tiny", "stylegan3-t")
-    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["generator_ema.safetensors", "model.json"]
-    state = load_file(tmp_path / "tiny" / "generator_ema.safetensors")
+    assert sorted(path.name for path in (tmp_path / "tiny").iterdir()) == ["generator.safetensors", "model.json"]
+    state = load_file(tmp_path / "tiny" / "generator.safetensors")
     assert all(torch.equal(state[name], tensor) for name, tensor in generator.state_dict().items())
 
 

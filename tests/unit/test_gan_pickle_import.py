@@ -93,7 +93,7 @@ def test_every_tensor_comes_out_bit_by_bit(
     discriminator = Discriminator()
     networks = {"G": persistent(generator, "Generator", **OFFICIAL), "D": persistent(discriminator, c_dim=3)}
     convert(save(dumps(snapshot_of(generator, **networks), protocol)), tmp_path / "out")
-    for name in ("generator_ema", "generator"):
+    for name in ("generator", "generator_live"):
         assert_equal(load_file(tmp_path / "out" / f"{name}.safetensors"), generator.state_dict())
     found = load_file(tmp_path / "out" / "discriminator.safetensors")
     assert_equal(found, discriminator.state_dict())
@@ -108,7 +108,7 @@ def test_the_configuration_and_the_weights_fit_this_projects_generator(
     config = StyleGAN3Config(**description["generator"])
     assert config == generator.config
     again = StyleGAN3Generator(config)
-    again.load_state_dict(load_file(tmp_path / "out" / "generator_ema.safetensors"), strict=True)
+    again.load_state_dict(load_file(tmp_path / "out" / "generator.safetensors"), strict=True)
     z, labels = torch.randn(1, 16), torch.eye(3)[:1]
     assert torch.equal(again(z, labels), generator(z, labels))
 
@@ -121,7 +121,7 @@ def test_the_reference_networks_give_their_images_after_an_import(
     content = {"G_ema": nested(load_file(GOLDEN / f"{name}.state.safetensors"), settings)}
     description = convert(save(content), tmp_path / "out")
     network = StyleGAN3Generator(StyleGAN3Config(**description["generator"]))
-    network.load_state_dict(load_file(tmp_path / "out" / "generator_ema.safetensors"), strict=True)
+    network.load_state_dict(load_file(tmp_path / "out" / "generator.safetensors"), strict=True)
     expected = load_file(GOLDEN / f"{name}.golden.safetensors")
     with torch.no_grad():
         images = network(expected["z"], expected["c"] if settings["c_dim"] else None)

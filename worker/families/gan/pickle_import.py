@@ -23,6 +23,7 @@ from typing import Any, Final
 from safetensors.torch import save_file
 from torch import Tensor
 
+from calotype.gan_description import DISCRIMINATOR, FILE, GENERATOR, LIVE_GENERATOR
 from worker.families.gan.networks.stylegan3_config import StyleGAN3Config
 from worker.families.gan.pickle_machine import PickleRefused, read
 from worker.families.gan.pickle_names import BUILDERS, ArrayRecord, ModuleRecord, TensorRecord
@@ -43,7 +44,7 @@ _LICENCE_NOTE: Final = (
 )
 
 #: Networks of a snapshot and the files their weights go to. The first is needed, the others serve further training.
-_NETWORKS: Final = {"G_ema": "generator_ema", "G": "generator", "D": "discriminator"}
+_NETWORKS: Final = {"G_ema": GENERATOR, "G": LIVE_GENERATOR, "D": DISCRIMINATOR}
 
 #: Official names of a generator's settings that this project calls otherwise.
 _RENAMED: Final = {
@@ -118,8 +119,8 @@ def convert(path: Path, target: Path) -> dict[str, Any]:
         whole = Path(folder, "whole")
         whole.mkdir()
         for name, network in snapshot.networks.items():
-            save_file(network.state, whole / f"{_NETWORKS[name]}.safetensors", metadata={"format": "pt"})
-        (whole / "model.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            save_file(network.state, whole / _NETWORKS[name], metadata={"format": "pt"})
+        (whole / FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
         whole.rename(target)
     return description
 
@@ -129,10 +130,12 @@ def describe(snapshot: Snapshot, file_name: str) -> dict[str, Any]:
     generator = _settings(snapshot.generator)
     return {
         "architecture": "stylegan3-r" if generator["radial_filters"] else "stylegan3-t",
+        # An official file knows its classes by number only.
+        "labels": [str(number) for number in range(generator["num_classes"])] or None,
         "generator": generator,
         "networks": {
             name: {
-                "file": f"{_NETWORKS[name]}.safetensors",
+                "file": _NETWORKS[name],
                 "class_name": network.class_name,
                 "tensors": len(network.state),
                 "configuration": network.configuration,
