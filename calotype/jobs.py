@@ -192,7 +192,13 @@ def queue_name(family: Family, kind: Kind) -> str:
 #: Every queue the language of the product has a word for.
 QUEUES: tuple[str, ...] = tuple(queue_name(family, kind) for family in Family for kind in Kind)
 #: The queues that code of this release serves; a job for any other is refused.
-SERVED_QUEUES: tuple[str, ...] = ("diffusion.generate", "diffusion.train", "diffusion.benchmark")
+SERVED_QUEUES: tuple[str, ...] = (
+    "diffusion.generate",
+    "diffusion.train",
+    "diffusion.benchmark",
+    "gan.generate",
+    "gan.benchmark",
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,11 @@ def batch_key(base: ModelVersion, adapters: Sequence[Weighted], spec_input: Mapp
     return _digest({"model": base.key, "input": shared})
 
 
+def gan_batch_key(model: ModelVersion) -> str:
+    """Equal for jobs of one GAN: all that they may ask for, each image of a call can have of its own."""
+    return _digest({"model": model.key, "input": {}})
+
+
 def cache_keys(base: ModelVersion, adapters: Sequence[Weighted], spec_input: Mapping[str, Any]) -> tuple[str, str]:
     """Equal for jobs of a tenant that give the same images; and the same without regard to the seed.
 

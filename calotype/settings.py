@@ -192,6 +192,9 @@ class Settings:
     cache_bytes: int = _setting(_count, 100 << 30, "Largest size of that cache.")
     memory_bytes: int = _setting(_count, 8 << 30, "Memory budget of the models a worker keeps loaded.")
     device: str = _setting(_choice("auto", "cpu", "cuda"), "auto", "Where workers compute.")
+    compile_gans: str = _setting(
+        _choice("no", "yes"), "no", "torch.compile for GANs: a slow first image, then faster ones on a GPU."
+    )
     heartbeat_file: Path | None = _setting(_path, None, "A worker touches this file while it is alive (probes).")
     hub_url: str | None = _setting(_url("http", "https"), None, "A model hub mirror.")
     hub_token: str | None = _setting(_text, None, "Token for gated models.", secret=True)

@@ -8,6 +8,7 @@ from calotype.specs.diffusion import (
     DiffusionTrain,
     DiffusionTrainInput,
 )
+from calotype.specs.gan import GanGenerate, GanGenerateInput, Interpolation, StyleMixing
 from calotype.specs.request import JobRequest, parse, request_schemas
 
 __all__ = [
@@ -21,8 +22,12 @@ __all__ = [
     "DiffusionGenerateInput",
     "DiffusionTrain",
     "DiffusionTrainInput",
+    "GanGenerate",
+    "GanGenerateInput",
+    "Interpolation",
     "JobRequest",
     "Request",
+    "StyleMixing",
     "parse",
     "request_schemas",
 ]

@@ -8,6 +8,7 @@ from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from calotype.jobs import Family
 from calotype.specs.common import Adapter, DatasetRef, ModelRef, Request, Seed, Strict
+from calotype.specs.gan import TruncationPsi
 
 #: fd: Fréchet distance, named after its backbone; kid: kernel distance with an interval.
 Metric = Literal["latency", "throughput", "memory", "fd", "kid"]
@@ -17,15 +18,26 @@ METRICS: tuple[Metric, ...] = ("latency", "throughput", "memory", "fd", "kid")
 class Contender(Strict):
     """One model in one configuration."""
 
-    family: Literal["diffusion"]
+    family: Literal["diffusion", "gan"]
     model: ModelRef
     name: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = None
     """What the report calls it; the model's name when null."""
     adapters: tuple[Adapter, ...] = Field(default=(), max_length=8, strict=False)
+    """Diffusion only."""
     steps: int | None = Field(default=None, ge=1, le=1000)
-    """Sampling steps; the model's own number when null."""
+    """Diffusion only: sampling steps; the model's own number when null."""
     guidance_scale: float | None = Field(default=None, ge=0.0, le=50.0)
-    """Classifier-free guidance; the model's own when null."""
+    """Diffusion only: classifier-free guidance; the model's own when null."""
+    truncation_psi: TruncationPsi | None = None
+    """GAN only; the model's own when null."""
+
+    @model_validator(mode="after")
+    def _has_what_its_family_knows(self) -> Self:
+        foreign = ("adapters", "steps", "guidance_scale") if self.family == "gan" else ("truncation_psi",)
+        for name in foreign:
+            if getattr(self, name) not in (None, ()):
+                raise ValueError(f"{name} has no meaning for the {self.family} family; leave it out")
+        return self
 
 
 class BenchmarkInput(Strict):
@@ -33,7 +45,8 @@ class BenchmarkInput(Strict):
 
     contenders: tuple[Contender, ...] = Field(min_length=1, max_length=8, strict=False)
     dataset: DatasetRef
-    """Held-out images: the reference of the distances, their captions the prompts."""
+    """Held-out images: the reference of the distances. Their captions are the prompts of diffusion models, their
+    labels say how often a GAN shows each of its classes."""
     num_samples: int = Field(default=1000, ge=2, le=100_000)
     """Images made of each contender."""
     batch_sizes: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(
@@ -82,5 +95,5 @@ class Benchmark(Request):
 
     @property
     def family(self) -> Family:
-        """The contenders' family."""
+        """The first contender's: every worker that measures can run them all."""
         return Family(self.input.contenders[0].family)

@@ -13,13 +13,15 @@ from calotype.errors import FieldError, Invalid
 from calotype.jobs import SERVED_QUEUES, Family, Kind, queue_name
 from calotype.specs.benchmark import Benchmark
 from calotype.specs.diffusion import DiffusionGenerate, DiffusionTrain
+from calotype.specs.gan import GanGenerate
 
-JobRequest = DiffusionGenerate | DiffusionTrain | Benchmark
-_RequestClass = type[DiffusionGenerate] | type[DiffusionTrain] | type[Benchmark]
+JobRequest = DiffusionGenerate | DiffusionTrain | GanGenerate | Benchmark
+_RequestClass = type[DiffusionGenerate] | type[DiffusionTrain] | type[GanGenerate] | type[Benchmark]
 
 _MODELS: dict[str, _RequestClass] = {
     "diffusion.generate": DiffusionGenerate,
     "diffusion.train": DiffusionTrain,
+    "gan.generate": GanGenerate,
 }
 
 

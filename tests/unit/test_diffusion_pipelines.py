@@ -21,9 +21,10 @@ from worker.families.diffusion import lora
 from worker.families.diffusion.data import TrainingSamples
 from worker.families.diffusion.generate import max_prompt_tokens, prompt_tokens
 from worker.families.diffusion.load import Loaded, lay_on, open_pipeline
-from worker.families.diffusion.sampling import Sampling, Wanted, generate_images, in_parts, sample
+from worker.families.diffusion.sampling import Sampling, Wanted, generate_images, sample
 from worker.families.diffusion.stored import save_full_version, stored_dtype
 from worker.families.diffusion.trainer import Trainer, TrainSettings
+from worker.families.parts import in_parts
 
 SD3 = SimpleNamespace(architecture="sd3", ref="tiny@1")
 

@@ -104,10 +104,20 @@ class DiffusionContender:
         self._ctx.models.clear()
 
 
+def _gan_contender(ctx: JobContext, spec: specs.Contender) -> Contender:
+    from worker.benchmark.gan_contender import GanContender
+
+    return GanContender(ctx, spec)
+
+
 #: How a family's contenders are made.
 FAMILIES: Final[dict[Family, Callable[[JobContext, specs.Contender], Contender]]] = {
     Family.DIFFUSION: DiffusionContender,
+    Family.GAN: _gan_contender,
 }
+
+#: Families whose models are told by words what to show.
+PROMPTED: Final = frozenset({Family.DIFFUSION})
 
 
 def make_contender(ctx: JobContext, spec: specs.Contender) -> Contender:

@@ -25,14 +25,15 @@ class Prompt:
     file_name: str
 
 
-def choose_prompts(items: list[DatasetImage], count: int, seed: int) -> list[Prompt]:
+def choose_prompts(items: list[DatasetImage], count: int, seed: int, *, needed: bool = True) -> list[Prompt]:
     """`count` captions (labels where there is no caption), in an order drawn from the seed, again from the start
-    when all were used. Raises JobFailed `bad_input` when no image has words.
+    when all were used. Raises JobFailed `bad_input` when no image has words; where they are not `needed`, since no
+    contender reads them, images without words are taken as well.
     """
     found = [
         Prompt(text=words, file_name=item.file_name)
         for item in sorted(items, key=lambda item: item.file_name)
-        if (words := item.text or item.label)
+        if (words := item.text or item.label or "") or not needed
     ]
     if not found:
         raise JobFailed(

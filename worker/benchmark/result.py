@@ -108,6 +108,12 @@ def _failed_caveats(contender: JsonObject) -> list[str]:
 def _caveats(contender: JsonObject, dimensions: int) -> list[str]:
     found = [f"{contender['name']}: {batch['error']}" for batch in contender["latency"] if batch["error"]]
     fd, peak = contender["fd"], contender["device_peak"]
+    if contender.get("prompts") == "ignored":
+        classes = contender["labels"] and f", and its classes are {contender['labels']}"
+        found.append(
+            f"{contender['name']} reads no prompts: what it shows is up to its seeds{classes or ''}. Beside a prompt "
+            "stands any image of it."
+        )
     if fd is not None:
         found += fd_caveats(fd["n_generated"], fd["n_real"], dimensions)
     restless = [batch for batch in contender["latency"] if batch["scattered"]]

@@ -16,7 +16,7 @@ from calotype import specs
 from calotype.datasets import DatasetArchive
 from calotype.errors import JobFailed
 from worker.benchmark.backbone import EFFICIENTNET_LITE0, Backbone, load_backbone
-from worker.benchmark.contenders import Contender, make_contender
+from worker.benchmark.contenders import PROMPTED, Contender, make_contender
 from worker.benchmark.environment import describe_environment
 from worker.benchmark.floor import Peak, device_peak
 from worker.benchmark.matrix import decision_matrix
@@ -144,7 +144,8 @@ def run(ctx: JobContext) -> HandlerResult:
     request = spec.input
     with ctx.dataset(request.dataset) as archive:
         seed = _complete(request.seed)
-        prompts = choose_prompts(archive.items, request.num_samples, seed)
+        prompted = any(contender.family in PROMPTED for contender in request.contenders)
+        prompts = choose_prompts(archive.items, request.num_samples, seed, needed=prompted)
         bench = _prepare(ctx, request, archive, prompts, seed)
         entries, samples = _measure_all(bench, request.contenders)
         result = _result(bench, request, entries, seed, archive)

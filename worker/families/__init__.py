@@ -15,6 +15,8 @@ HANDLERS: Final[dict[str, str]] = {
     "diffusion.generate": "worker.families.diffusion.generate:run_batch",
     "diffusion.train": "worker.families.diffusion.train:run",
     "diffusion.benchmark": "worker.benchmark.run:run",
+    "gan.generate": "worker.families.gan.generate:run_batch",
+    "gan.benchmark": "worker.benchmark.run:run",
 }
 
 

@@ -22,7 +22,8 @@ from worker.context import HandlerResult, JobContext, Output
 from worker.families.diffusion.init_image import open_init_image
 from worker.families.diffusion.load import Loaded, Plan, load, plan
 from worker.families.diffusion.memory import device_name, peak_memory_bytes, reset_peak_memory
-from worker.families.diffusion.sampling import OnStep, Sampling, Wanted, in_parts, not_finite, sample
+from worker.families.diffusion.sampling import OnStep, Sampling, Wanted, not_finite, sample
+from worker.families.parts import in_parts
 
 T = TypeVar("T")
 

@@ -29,9 +29,10 @@ from worker.families.diffusion.data import TrainingSamples, with_label
 from worker.families.diffusion.load import LORA, Loaded, inference_dtype, open_pipeline
 from worker.families.diffusion.memory import device_name, free_memory, peak_memory_bytes, reset_peak_memory
 from worker.families.diffusion.reporting import Report
-from worker.families.diffusion.sampling import generate_images, in_parts
+from worker.families.diffusion.sampling import generate_images
 from worker.families.diffusion.stored import save_full_version
 from worker.families.diffusion.trainer import Trainer, TrainSettings
+from worker.families.parts import in_parts
 
 #: Validation images are made at the end and at the checkpoints that pass a quarter, half and three quarters.
 _VALIDATION_ROUNDS: Final = 4

@@ -8,6 +8,7 @@
     schedule.py settings that change as training goes on
     ema.py      the running mean of the generator
     collapse.py        the watch for mode collapse; collapse_plot.py its curve
+    generate.py the handler of generate jobs: load.py, plan.py, sampling.py, animation.py
     stored.py   a version as a folder: weights and what they are of
     pickle_import.py   official StyleGAN3 files, read as data by pickle_machine.py and pickle_names.py
 """
