@@ -63,6 +63,31 @@ JOB_EXAMPLES = (
         },
     ),
     Example(
+        name="generate_with_a_gan",
+        summary="four images of a GAN",
+        value={
+            "kind": "generate",
+            "family": "gan",
+            "model": "starter-gan",
+            "input": {"num_images": 4, "seed": 7, "truncation_psi": 0.7, "label": None},
+        },
+    ),
+    Example(
+        name="animate_a_gan",
+        summary="from image to image, with the colours of another",
+        value={
+            "kind": "generate",
+            "family": "gan",
+            "model": "starter-gan",
+            "input": {
+                "num_images": 3,
+                "seed": 7,
+                "style_mixing": {"seed": 42},
+                "interpolation": {"frames": 24, "frames_per_second": 24, "loop": True},
+            },
+        },
+    ),
+    Example(
         name="benchmark",
         summary="measure a model on your own data",
         value={
@@ -144,6 +169,22 @@ MODEL_EXAMPLES = (
                 "default_guidance_scale": 3.5,
                 "max_text_tokens": 16,
             },
+        },
+    ),
+    Example(
+        name="gan",
+        summary="an official StyleGAN3 network after its import",
+        value={
+            "name": "stylegan3-ffhq",
+            "family": "gan",
+            "architecture": "stylegan3-r",
+            "source": {
+                "type": "s3",
+                "prefix": "tenants/0198a000-0000-7000-8000-000000000000/imports/stylegan3-ffhq/",
+            },
+            "licence": "nvidia-source-code-licence",
+            "accept_licence": "nvidia-source-code-licence",
+            "default_truncation_psi": 0.7,
         },
     ),
 )

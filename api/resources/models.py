@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 import sqlalchemy as sa
@@ -12,7 +12,7 @@ from flask import Blueprint, Response
 from flask.typing import ResponseReturnValue
 from pydantic import Field, StringConstraints, model_validator
 
-from api import model_sources, paging, reading, schemas, serialize
+from api import gan_models, model_sources, paging, reading, schemas, serialize
 from api.auth import principal
 from api.calls import Answer, JsonBody, call
 from api.examples import MODEL_EXAMPLES
@@ -22,8 +22,9 @@ from api.services import Services, services
 from calotype import registry
 from calotype.database import transaction
 from calotype.errors import FieldError, Invalid, NotFound
+from calotype.gan_description import ARCHITECTURES, registry_parameters
 from calotype.jobs import Family
-from calotype.registry import ModelVersion, NewVersion
+from calotype.registry import ModelFile, ModelVersion, NewVersion
 from calotype.specs.common import ModelName, ModelRef
 from calotype.tenants import Scope
 
@@ -67,9 +68,9 @@ class NewModel(reading.Body):
     """A model to register as the next version of its name."""
 
     name: ModelName = Field(description="Small letters, digits, dots, underscores and hyphens.")
-    family: Literal["diffusion"]
+    family: Literal["diffusion", "gan"]
     architecture: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")] = Field(
-        description="The pipeline's kind, e.g. `sd3`; `lora` for adapters."
+        description="The pipeline's kind, e.g. `sd3`; `lora` for adapters; `stylegan3-t`, `stylegan3-r` or `r3gan`."
     )
     base: ModelRef | None = Field(
         default=None, description="For adapters, and only for them: the model that they fit, `name@version`."
@@ -78,12 +79,39 @@ class NewModel(reading.Body):
     licence: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
         description="Under which licence it may be used; shown wherever the model is."
     )
+    accept_licence: Annotated[str, StringConstraints(max_length=200)] | None = Field(
+        default=None,
+        description="GANs only: the licence once more, where it allows no commercial use. It says that you have read "
+        "it and keep to it, and is kept with the model.",
+    )
     parameters: Parameters | None = Field(
-        default=None, description="Required for models; adapters have those of their base."
+        default=None,
+        description="Required for diffusion models; adapters have those of their base, GANs those of their "
+        "`model.json`.",
+    )
+    default_truncation_psi: Annotated[float, Field(ge=0, le=2)] | None = Field(
+        default=None, description="GANs only: ψ of requests that give none; 1, no truncation, when null."
     )
 
     @model_validator(mode="after")
+    def _gans_describe_themselves(self) -> Self:
+        if self.family == "gan":
+            if self.architecture not in ARCHITECTURES:
+                raise ValueError(f"a GAN has the architecture {', '.join(ARCHITECTURES)}, not {self.architecture}")
+            if self.parameters is not None or self.base is not None:
+                raise ValueError("parameters and base are not for GANs: a GAN's model.json says what it can do")
+            if self.source.type != "s3":
+                raise ValueError("a GAN is registered from files in the object store: give a source of type s3")
+            if self.architecture == "r3gan" and self.default_truncation_psi not in (None, 1):
+                raise ValueError("r3gan has no truncation: leave default_truncation_psi out")
+        elif self.accept_licence is not None or self.default_truncation_psi is not None:
+            raise ValueError("accept_licence and default_truncation_psi are for GANs only")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_have_a_base_and_models_parameters(self) -> Self:
+        if self.family == "gan":
+            return self
         adapter = self.architecture == "lora"
         if adapter != (self.base is not None):
             raise ValueError("base is needed for the architecture lora, and only for it")
@@ -99,7 +127,8 @@ class NewModel(reading.Body):
     scope=Scope.JOBS_WRITE,
     description="Registers the next version of `name`, from a hub at a pinned revision or from files that are "
     "in the object store below `tenants/<your tenant id>/imports/`; their digests are taken now, so that a "
-    "later change is noticed. Weights must be safetensors.",
+    "later change is noticed. Weights must be safetensors. A GAN is the folder that training or "
+    "`calotype models import-stylegan3` made, and its `model.json` says what it can do.",
     body=JsonBody.of(NewModel, *MODEL_EXAMPLES),
     answers=[Answer(status=201, description="The version.", model=schemas.Model, headers=MODEL_HEADERS)],
     codes=["conflict", "unknown_model"],
@@ -110,6 +139,7 @@ def register_model(body: NewModel) -> ResponseReturnValue:
     base = _pinned_base(here, tenant_id, body.base)
     # Read before the transaction: gigabytes take minutes, and no lock may be held meanwhile.
     files = model_sources.files_below(here.store, tenant_id, body.source) if isinstance(body.source, S3Source) else ()
+    parameters, accepted = _particulars(here, body, files)
     new = NewVersion(
         name=body.name,
         tenant_id=tenant_id,
@@ -117,13 +147,24 @@ def register_model(body: NewModel) -> ResponseReturnValue:
         architecture=body.architecture,
         base=base,
         files=files,
-        source=body.source.model_dump(),
+        source={**body.source.model_dump(), **accepted},
         licence=body.licence,
-        parameters=body.parameters.model_dump() if body.parameters is not None else {},
+        parameters=parameters,
     )
     with transaction(here.engine) as conn:
         version = registry.register_version(conn, new)
         return _model_answer(_model(conn, tenant_id, version), 201)
+
+
+def _particulars(
+    here: Services, body: NewModel, files: Sequence[ModelFile]
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The version's parameters, and what is kept of the acceptance of its licence."""
+    if body.family != "gan":
+        return (body.parameters.model_dump() if body.parameters is not None else {}), {}
+    description = gan_models.read_description(here.store, files, body.architecture)
+    accepted = gan_models.accepted_licence(description, body.licence, body.accept_licence, principal().key_id)
+    return registry_parameters(description, body.default_truncation_psi), accepted
 
 
 def _pinned_base(here: Services, tenant_id: UUID, ref: str | None) -> str | None:

@@ -115,7 +115,7 @@ def test_a_wrong_model_is_refused_and_leaves_nothing(
         (model(hub), "source.hub.revision"),
         (model({"type": "ftp"}), "source"),
         (model(name="No Name"), "name"),
-        (model(family="gan"), "family"),
+        (model(family="hybrid"), "family"),
         (model(licence=None), "licence"),
         (model(parameters=None), ""),
         (model(base="small-model"), ""),

@@ -23,7 +23,7 @@ from api.app import create_app
 from api.examples import JOB_EXAMPLES
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine
-from calotype.jobs import Job
+from calotype.jobs import Family, Job
 from calotype.settings import Settings
 
 NOWHERE = "127.0.0.1:1"
@@ -208,6 +208,8 @@ def test_every_job_example_is_accepted_as_it_stands(
     client: FlaskClient, make_model: Callable[..., Any], upload: Callable[..., Any], make_archive: Callable[..., bytes]
 ) -> None:
     make_model("starter-diffusion")
+    gan = {"resolution": 64, "labels": ["red"], "style_layers": 16, "default_truncation_psi": 0.7}
+    make_model("starter-gan", family=Family.GAN, architecture="stylegan3-t", parameters=gan)
     for number, name in enumerate(("starter-brand", "starter-logos-heldout")):
         upload(client, name, make_archive(names=tuple(f"a/{i}.png" for i in range(number + 1))))
     for example in JOB_EXAMPLES:
