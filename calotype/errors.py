@@ -177,7 +177,7 @@ class JobFailed(CalotypeError):
     """A job cannot be done. Raised by handlers; becomes the job's ``error``.
 
     Stable codes: bad_input, out_of_memory, model_unavailable, dataset_unavailable, dependency_down, disk_full,
-    numerical_error, timeout, stalled, worker_lost, poison, internal_error.
+    numerical_error, mode_collapse, timeout, stalled, worker_lost, poison, internal_error.
     """
 
     def __init__(self, code: str, title: str, detail: str, *, retryable: bool, fatal: bool = False) -> None:

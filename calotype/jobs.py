@@ -197,6 +197,7 @@ SERVED_QUEUES: tuple[str, ...] = (
     "diffusion.train",
     "diffusion.benchmark",
     "gan.generate",
+    "gan.train",
     "gan.benchmark",
 )
 

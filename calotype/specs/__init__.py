@@ -9,6 +9,7 @@ from calotype.specs.diffusion import (
     DiffusionTrainInput,
 )
 from calotype.specs.gan import GanGenerate, GanGenerateInput, Interpolation, StyleMixing
+from calotype.specs.gan_train import GanTrain, GanTrainInput, ModeCollapse
 from calotype.specs.request import JobRequest, parse, request_schemas
 
 __all__ = [
@@ -24,8 +25,11 @@ __all__ = [
     "DiffusionTrainInput",
     "GanGenerate",
     "GanGenerateInput",
+    "GanTrain",
+    "GanTrainInput",
     "Interpolation",
     "JobRequest",
+    "ModeCollapse",
     "Request",
     "StyleMixing",
     "parse",

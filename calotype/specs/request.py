@@ -14,14 +14,18 @@ from calotype.jobs import SERVED_QUEUES, Family, Kind, queue_name
 from calotype.specs.benchmark import Benchmark
 from calotype.specs.diffusion import DiffusionGenerate, DiffusionTrain
 from calotype.specs.gan import GanGenerate
+from calotype.specs.gan_train import GanTrain
 
-JobRequest = DiffusionGenerate | DiffusionTrain | GanGenerate | Benchmark
-_RequestClass = type[DiffusionGenerate] | type[DiffusionTrain] | type[GanGenerate] | type[Benchmark]
+JobRequest = DiffusionGenerate | DiffusionTrain | GanGenerate | GanTrain | Benchmark
+_RequestClass = (
+    type[DiffusionGenerate] | type[DiffusionTrain] | type[GanGenerate] | type[GanTrain] | type[Benchmark]
+)
 
 _MODELS: dict[str, _RequestClass] = {
     "diffusion.generate": DiffusionGenerate,
     "diffusion.train": DiffusionTrain,
     "gan.generate": GanGenerate,
+    "gan.train": GanTrain,
 }
 
 

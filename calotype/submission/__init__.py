@@ -14,14 +14,15 @@ import sqlalchemy as sa
 from calotype.jobs import Family, Kind
 from calotype.queue import NewJob
 from calotype.references import Held, References
-from calotype.specs import Benchmark, DiffusionGenerate, DiffusionTrain, GanGenerate, JobRequest
-from calotype.submission import benchmark, diffusion, gan
+from calotype.specs import Benchmark, DiffusionGenerate, DiffusionTrain, GanGenerate, GanTrain, JobRequest
+from calotype.submission import benchmark, diffusion, gan, gan_train
 
 #: What a job has beside what all jobs have, by its request.
 _PARTICULAR: Mapping[type[Any], Callable[[References, Any], dict[str, Any]]] = {
     DiffusionGenerate: diffusion.generate,
     DiffusionTrain: diffusion.train,
     GanGenerate: gan.generate,
+    GanTrain: gan_train.train,
     Benchmark: benchmark.benchmark,
 }
 

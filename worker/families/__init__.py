@@ -16,6 +16,7 @@ HANDLERS: Final[dict[str, str]] = {
     "diffusion.train": "worker.families.diffusion.train:run",
     "diffusion.benchmark": "worker.benchmark.run:run",
     "gan.generate": "worker.families.gan.generate:run_batch",
+    "gan.train": "worker.families.gan.train:run",
     "gan.benchmark": "worker.benchmark.run:run",
 }
 

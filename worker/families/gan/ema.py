@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import torch
 from torch import nn
+
+Model = TypeVar("Model", bound=nn.Module)
 
 #: Half-life at a batch of 32, in thousand images. Other batches scale it.
 HALF_LIFE_KIMG: Final = 10.0
@@ -33,14 +35,14 @@ def decay(images: int, batch_size: int, half_life_images: float, ramp_up: float 
     return float(0.5 ** (batch_size / images_until_half)) if images_until_half > 0 else 0.0
 
 
-class Ema:
+class Ema(Generic[Model]):
     """A copy of a model whose parameters follow the model's as a running mean, and whose buffers equal its own.
 
     The copy is in evaluation mode and needs no gradients. Its state is `model.state_dict()`.
     """
 
-    def __init__(self, source: nn.Module) -> None:
-        self.model = copy.deepcopy(source).eval().requires_grad_(False)
+    def __init__(self, source: Model) -> None:
+        self.model: Model = copy.deepcopy(source).eval().requires_grad_(False)
 
     @torch.no_grad()
     def update(self, source: nn.Module, decay: float) -> None:
