@@ -63,6 +63,26 @@ JOB_EXAMPLES = (
         },
     ),
     Example(
+        name="train_gan",
+        summary="train a GAN, which stops when it collapses",
+        value={
+            "kind": "train",
+            "family": "gan",
+            "input": {
+                "dataset": "starter-brand",
+                "architecture": "stylegan3-t",
+                "resolution": 64,
+                "kimg": 100,
+                "batch_size": 32,
+                "resize": "pad",
+                "augment": "ada",
+                "mode_collapse": {"every_steps": 100, "action": "stop"},
+                "seed": 0,
+                "output_model": "my-gan",
+            },
+        },
+    ),
+    Example(
         name="generate_with_a_gan",
         summary="four images of a GAN",
         value={

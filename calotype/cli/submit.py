@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from calotype.cli.connect import ApiKey, AsJson, Url, connect
 from calotype.cli.console import err, fail, out, print_json
+from calotype.cli.gan_options import GanImageOptions, GanTrainOptions
 from calotype.cli.options import spread
 
 
@@ -31,6 +32,11 @@ app = typer.Typer(
 
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="A LoRA, MODEL or MODEL:SCALE; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Drawn when not given.")]
+
+#: Which model makes images when none is named.
+_STARTERS = {"diffusion": "starter-diffusion", "gan": "starter-gan"}
+#: Families that a contender may be said to be of: `gan:MODEL`.
+_FAMILIES = ("diffusion", "gan")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +112,13 @@ def submit_file(
 @spread
 def generate(
     *,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="What to show.", show_default=False)],
-    model: Annotated[str, typer.Option(help="Name or name@version.")] = "starter-diffusion",
-    family: Annotated[str, typer.Option(help="The model's family.")] = "diffusion",
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", "-p", help="What to show; a GAN takes none.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name or name@version; the family's starter when not given.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="The model's family: diffusion or gan.")] = "diffusion",
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many.")] = 1,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to show.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels; the model's own when not given.")] = None,
@@ -120,13 +130,16 @@ def generate(
     init_image: Annotated[str | None, typer.Option(help="Start from `ds_…/file.png` or `JOB/artifact.png`.")] = None,
     strength: Annotated[float | None, typer.Option(help="How much of it to replace, up to 1.")] = None,
     adapter: Adapters = None,
+    gan: GanImageOptions,
     cache: Annotated[
         str | None, typer.Option(help="use, any_seed or bypass: whether earlier images may answer.")
     ] = None,
     options: JobOptions,
     submission: Submission,
 ) -> None:
-    """Make images from a prompt."""
+    """Make images: from a prompt, or from a GAN."""
+    if family == "diffusion" and prompt is None:
+        raise typer.BadParameter("a diffusion model needs one", param_hint="--prompt")
     asked = _given(
         prompt=prompt,
         negative_prompt=negative_prompt,
@@ -140,11 +153,12 @@ def generate(
         init_image=init_image,
         strength=strength,
         adapters=[_adapter(text) for text in adapter] if adapter else None,
+        **gan.asked(),
     )
     spec = {
         "kind": "generate",
         "family": family,
-        "model": model,
+        "model": model or _STARTERS.get(family),
         "input": asked,
         **_given(cache=cache),
         **options.fields(),
@@ -158,9 +172,14 @@ def train(
     *,
     dataset: Annotated[str, typer.Option(help="Id or name of the images.", show_default=False)],
     output_model: Annotated[str, typer.Option(help="Name of the result.", show_default=False)],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.", show_default=False)],
-    model: Annotated[str, typer.Option(help="What to start from.")] = "starter-diffusion",
-    family: Annotated[str, typer.Option(help="The model's family.")] = "diffusion",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Optimizer steps; a GAN takes --kimg.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What to start from. When not given: starter-diffusion; a GAN starts from random weights."),
+    ] = None,
+    family: Annotated[str, typer.Option(help="The model's family: diffusion or gan.")] = "diffusion",
     label: Annotated[str | None, typer.Option(help="Only images with this label.")] = None,
     method: Annotated[str | None, typer.Option(help="lora or full; lora when not given.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA.")] = None,
@@ -176,10 +195,15 @@ def train(
         list[str] | None, typer.Option(help="Show an image of this at the end; may be repeated.")
     ] = None,
     seed: Seed = None,
+    gan: GanTrainOptions,
     options: JobOptions,
     submission: Submission,
 ) -> None:
-    """Fine-tune a model on your images. What has no option here goes into a file."""
+    """Train a model on your images. What has no option here goes into a file."""
+    if family == "diffusion":
+        model = model or _STARTERS[family]
+        if steps is None:
+            raise typer.BadParameter("training a diffusion model needs it", param_hint="--steps")
     asked = _given(
         dataset=dataset,
         label=label,
@@ -195,8 +219,9 @@ def train(
         validation_prompts=validation_prompt or None,
         seed=seed,
         output_model=output_model,
+        **gan.asked(),
     )
-    spec = {"kind": "train", "family": family, "model": model, "input": asked, **options.fields()}
+    spec = {"kind": "train", "family": family, **_given(model=model), "input": asked, **options.fields()}
     submission.submit(spec)
 
 
@@ -206,10 +231,10 @@ def benchmark(
     *,
     contender: Annotated[
         list[str],
-        typer.Option(help="MODEL, or MODEL+ADAPTER to measure with a LoRA; repeat.", show_default=False),
+        typer.Option(help="MODEL, MODEL+ADAPTER with a LoRA, gan:MODEL of another family; repeat.", show_default=False),
     ],
     dataset: Annotated[str, typer.Option(help="Held-out images to compare with.", show_default=False)],
-    family: Annotated[str, typer.Option(help="The contenders' family.")] = "diffusion",
+    family: Annotated[str, typer.Option(help="The family of contenders that do not say theirs.")] = "diffusion",
     num_samples: Annotated[int | None, typer.Option("--num-samples", "-n", help="Images of each.")] = None,
     batch_size: Annotated[list[int] | None, typer.Option(help="Measure at this size; repeat.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="latency, throughput, memory, fd, kid; repeat.")] = None,
@@ -272,6 +297,9 @@ def _adapter(text: str) -> dict[str, Any]:
 
 
 def _contender(family: str, text: str) -> dict[str, Any]:
+    prefix, separator, rest = text.partition(":")
+    if separator and prefix in _FAMILIES:
+        family, text = prefix, rest
     model, *adapters = text.split("+")
     contender: dict[str, Any] = {"family": family, "model": model}
     if adapters:
