@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from calotype import settings as settings_module
 from calotype.client import Client
+from calotype.jobs import SERVED_QUEUES
 from calotype.local.modules import module_argv, module_environment
 
 if TYPE_CHECKING:
@@ -27,11 +28,7 @@ def test_the_whole_stack_is_ready_with_a_worker_for_every_queue(stack: RunningUp
         queues = client.queues()
 
     assert set(stack.pids()) == {"postgres", "redis", "s3", "api", "reconciler", "worker-1"}
-    assert {queue["name"]: queue["workers"] for queue in queues} == {
-        "diffusion.generate": 1,
-        "diffusion.train": 1,
-        "diffusion.benchmark": 1,
-    }
+    assert {queue["name"]: queue["workers"] for queue in queues} == dict.fromkeys(SERVED_QUEUES, 1)
 
 
 def test_key_and_secrets_are_private_to_their_owner(stack: RunningUp) -> None:
