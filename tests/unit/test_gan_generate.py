@@ -267,11 +267,11 @@ def test_truncation_goes_from_the_mean_to_the_whole_variety(alone: Alone) -> Non
 
 def test_an_image_lends_its_style_to_the_layers_named(alone: Alone) -> None:
     last = small_gan.STYLE_LAYERS - 1
-    own, other = alone(seed=1, label="red"), alone(seed=9, label="red")
+    own, other = alone(seed=1, label="blue"), alone(seed=9, label="blue")
 
     def mixed(first: int, end: int) -> list[Pixels]:
         layers = {"seed": 9, "first_layer": first, "last_layer": end}
-        return alone(seed=1, label="red", style_mixing=layers)
+        return alone(seed=1, label="blue", style_mixing=layers)
 
     assert same(mixed(0, last), other)
     fine = mixed(last, last)
@@ -312,11 +312,11 @@ def test_an_interpolation_visits_every_image_and_comes_back(model: str, together
             shown.append(np.asarray(film.convert("RGB")).astype(int))
     assert sum(durations) == 400
     pictures = together.pictures(member)
-    # Lossy: nearer to its own image than to any other.
+    # Lossy: much nearer to its own image than to any other.
     for number, frame in enumerate(shown[::4]):
         errors = [float(np.abs(frame - picture).mean()) for picture in pictures]
         assert int(np.argmin(errors)) == number
-        assert min(errors) < 12
+        assert 2 * min(errors) < sorted(errors)[1]
 
 
 def test_without_a_loop_an_interpolation_ends_at_the_last_image(models: dict[str, Loaded]) -> None:
@@ -355,6 +355,7 @@ def test_latents_go_along_the_arc_and_keep_their_length() -> None:
 def test_a_seed_means_the_same_latent_whatever_is_asked_beside_it() -> None:
     without, with_classes = draw(2**53 - 1, 8, 0), draw(2**53 - 1, 8, 11)
     assert torch.equal(without[0], with_classes[0])
+    assert torch.equal(without[0], torch.randn(8, generator=torch.Generator().manual_seed(2**53 - 1)))
     assert {draw(seed, 8, 3)[1] for seed in range(30)} == {0, 1, 2}
 
 
