@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -303,6 +304,66 @@ def test_a_collapse_before_the_first_snapshot_fails_the_job_with_the_reason(runn
 def test_the_same_training_at_the_usual_rate_is_left_alone(runner: Runner, dataset: Dataset) -> None:
     _, result = runner.run(train(dataset, **(COLLAPSING | {"generator_lr": 0.0025, "kimg": 0.16}), snapshot_every=20))
     assert (result["stopped"], result["steps"], result["mode_collapse"]["acted_at"]) == (None, 20, [])
+
+
+@pytest.fixture
+def two_processes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """As if the machine had two GPUs: trainings have a helper. Gives the teams that there were."""
+    from worker.families.gan import team
+
+    teams: list[Any] = []
+    gathered = team.gathered
+
+    @contextlib.contextmanager
+    def noted(*arguments: Any) -> Iterator[Any]:
+        with gathered(*arguments) as together:
+            teams.append(together)
+            yield together
+
+    monkeypatch.setattr(team, "devices", lambda device, groups: 2)
+    monkeypatch.setattr(team, "gathered", noted)
+    return teams
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_what_one_trains(
+    runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    _, alone = runner.run(train(dataset, output_model="alone"))
+    environment = dict(os.environ)
+    teams = request.getfixturevalue("two_processes")
+    for number in (1, 2):
+        _, both = runner.run(train(dataset, output_model="both"))
+        assert (both["devices"], both["micro_batch_size"], alone["micro_batch_size"]) == (2, 4, 8)
+        ours, theirs = runner.weights("both"), runner.weights("alone")
+        for name, expected in theirs.items():
+            torch.testing.assert_close(ours[name], expected, rtol=1e-3, atol=1e-4, msg=name)
+        ((helper,),) = [one.helpers for one in teams[number - 1 : number]]
+        assert helper.exit_code is not None
+    assert dict(os.environ) == environment
+
+
+@pytest.mark.timeout(300)
+def test_a_helper_that_ends_ends_the_attempt(
+    runner: Runner, dataset: Dataset, two_processes: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.families.gan.trainer import Trainer
+
+    step = Trainer.step
+
+    def step_then_lose(trainer: Trainer) -> Any:
+        made = step(trainer)
+        if trainer.step_count == 2:
+            (helper,) = two_processes[0].helpers
+            helper.signal(signal.SIGKILL)
+            helper.wait(30.0)
+        return made
+
+    monkeypatch.setattr(Trainer, "step", step_then_lose)
+    job = runner.work(runner.submit(train(dataset) | {"max_attempts": 1}))
+    assert job.error is not None
+    assert job.error.code == "internal_error"
+    assert "helper 1 of the training ended with -9" in job.error.detail
 
 
 @pytest.mark.parametrize("stop_at", [5, 6], ids=["while training", "before the last snapshot"])

@@ -391,3 +391,24 @@ def test_the_chart_is_a_picture_and_needs_a_snapshot() -> None:
     assert Image.open(io.BytesIO(chart)).size == (1152, 640)
     with pytest.raises(ValueError, match="no snapshot"):
         frechet_chart([], metric="FD", best_step=0, stopped_at=None)
+
+
+# Learning
+
+
+@pytest.mark.parametrize("architecture", ["stylegan3-t", "r3gan"])
+def test_a_training_comes_nearer_to_the_images(architecture: str) -> None:
+    trainer = tiny_gan.trainer(
+        architecture,
+        count=64,
+        batch_size=16,
+        penalty_every=4,
+        augment="none",
+        ema_half_life=200.0,
+        generator_lr=tiny_gan.constant(0.0025),
+    )
+    looks = Evaluation(trainer.images, seed=5, device=torch.device("cpu"), backbone=Colours())  # type: ignore[arg-type]
+    before = looks.frechet(trainer.ema.model, 200)
+    for _ in range(320):
+        trainer.step()
+    assert looks.frechet(trainer.ema.model, 200) < 0.6 * before

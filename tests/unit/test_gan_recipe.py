@@ -194,6 +194,19 @@ def test_a_version_brings_its_average_its_generator_and_its_discriminator(tmp_pa
         assert all(torch.equal(tensor, state[name]) for name, tensor in got.state_dict().items())
 
 
+def test_a_discriminator_that_is_not_described_is_one_that_matches_the_generator(tmp_path: Path) -> None:
+    # As an imported official file has it.
+    asked = spec("stylegan3-r", seed=1)
+    folder = version(tmp_path / "m", asked)
+    content = json.loads((folder / FILE).read_text())
+    content["discriminator"] = None
+    (folder / FILE).write_text(json.dumps(content))
+    found = transferred_networks(folder, "m@1", asked, ())
+    state = fresh_networks(asked.model_copy(update={"seed": 99}), 0).discriminator.state_dict()
+    assert found.remarks == ()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in found.discriminator.state_dict().items())
+
+
 @pytest.mark.parametrize("architecture", ["stylegan3-r", "r3gan"])
 def test_a_version_with_its_average_alone_starts_from_that(architecture: str, tmp_path: Path) -> None:
     asked = spec(architecture)

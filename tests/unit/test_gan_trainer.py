@@ -161,10 +161,20 @@ from worker.families.gan.replicas import Accelerated
 
 accelerator = Accelerator(cpu=True)
 for architecture in ("stylegan3-t", "r3gan"):
-    trainer = tiny_gan.trainer(architecture, replicas=Accelerated(accelerator))
-    for _ in range(5):
-        trainer.step()
-    trainer.save(pathlib.Path(sys.argv[1], architecture, str(accelerator.process_index)))
+    replicas = Accelerated(accelerator)
+    trainer = tiny_gan.trainer(architecture, replicas=replicas)
+    if replicas.rank:
+        # What `follow` does, but as often as is led here.
+        for _ in range(6):
+            command, argument = replicas.hear()
+            getattr(trainer, command)()
+    else:
+        for _ in range(2):
+            trainer.step()
+        trainer.raise_augmentation()
+        for _ in range(3):
+            trainer.step()
+    trainer.save(pathlib.Path(sys.argv[1], architecture, str(replicas.rank)))
 accelerator.end_training()
 """
 
@@ -190,18 +200,26 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
                 stderr=subprocess.PIPE,
             )
         )
-    for process in processes:
-        _, errors = process.communicate(timeout=240)
-        assert process.returncode == 0, errors.decode()
+    try:
+        for process in processes:
+            _, errors = process.communicate(timeout=120)
+            assert process.returncode == 0, errors.decode()
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     for architecture in ("stylegan3-t", "r3gan"):
-        alone, folder = steps(tiny_gan.trainer(architecture), 5), tmp_path / architecture
-        alone.save(folder / "alone")
+        alone, folder = steps(tiny_gan.trainer(architecture), 2), tmp_path / architecture
+        alone.raise_augmentation()
+        steps(alone, 3).save(folder / "alone")
         expected, first, second = (load_file(folder / name / "trainer.safetensors") for name in ("alone", "0", "1"))
         for name, tensor in expected.items():
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name].double(), tensor.double(), rtol=1e-4, atol=2e-5, msg=name)
-        values = [json.loads((folder / name / "trainer.json").read_text()) for name in ("0", "1")]
-        assert [one["ranks"] for one in values] == [2, 2]
+        values = [json.loads((folder / name / "trainer.json").read_text()) for name in ("alone", "0", "1")]
+        assert [one["micro_batch_size"] for one in values] == [8, 4, 4]
+        assert [one["least_p"] for one in values] == [pytest.approx(0.6)] * 3
+        assert values[0]["controller"] == values[1]["controller"] == values[2]["controller"]
 
 
 # Resuming

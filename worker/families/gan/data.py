@@ -50,9 +50,9 @@ class TrainingImages:
     def resolution(self) -> int:
         return int(self.pixels.shape[-1])
 
-    def images(self, numbers: Tensor) -> Tensor:
+    def images(self, numbers: Tensor, device: torch.device | None = None) -> Tensor:
         """Images of these numbers, fp32 from −1 to 1."""
-        return to_unit(self.pixels[numbers])
+        return to_unit(self.pixels[numbers].to(device))
 
     def one_hot(self, classes: Tensor) -> Tensor | None:
         """Labels `[N, classes]` in fp32; None where there are no classes."""
@@ -88,6 +88,12 @@ def build(
     stored.flush()
     classes = [labels.index(item.label) if labels and item.label is not None else 0 for item in items]
     return TrainingImages(pixels=torch.from_numpy(stored), labels=labels, classes=torch.tensor(classes))
+
+
+def reopen(path: Path, classes: Sequence[int], labels: Sequence[str], resolution: int) -> TrainingImages:
+    """What `build` wrote, mapped in another process."""
+    stored = np.memmap(path, dtype=np.uint8, mode="r+", shape=(len(classes), 3, resolution, resolution))
+    return TrainingImages(pixels=torch.from_numpy(stored), labels=tuple(labels), classes=torch.tensor(classes))
 
 
 def check(items: Sequence[DatasetImage], *, resize: Resize | None, conditional: bool, batch_size: int) -> None:

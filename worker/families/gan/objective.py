@@ -109,7 +109,7 @@ class Objective:
         return Losses(values=losses.relativistic_generator_loss(real_logits, fake_logits))
 
     def _reals(self, draw: StepDraw) -> Tensor:
-        return self._images.images(draw.numbers).to(self._device)
+        return self._images.images(draw.numbers, self._device)
 
     def _fakes(self, draw: StepDraw, latents: Tensor) -> Tensor:
         images: Tensor = self._generator(latents.to(self._device), self._labels(draw), dtype=self._dtype)

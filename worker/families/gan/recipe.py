@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,21 +16,25 @@ from calotype.gan_description import DISCRIMINATOR, LIVE_GENERATOR, GanDescripti
 from calotype.specs.gan_train import GanTrainInput
 from worker.families.gan import stored
 from worker.families.gan.augment import EVERYTHING, Transforms
-from worker.families.gan.data import bad_input
+from worker.families.gan.data import TrainingImages, bad_input
 from worker.families.gan.networks.discriminator import Discriminator, DiscriminatorConfig
 from worker.families.gan.networks.generator import StyleGAN3Generator
 from worker.families.gan.networks.r3gan import R3GANDiscriminator, R3GANGenerator
 from worker.families.gan.networks.r3gan_config import R3GANConfig
 from worker.families.gan.networks.stylegan3_config import StyleGAN3Config, stylegan3_r, stylegan3_t
+from worker.families.gan.replicas import Replicas
 from worker.families.gan.schedule import Ramp
+from worker.families.gan.splitting import Split
 from worker.families.gan.stored import AnyDiscriminator, Generator
-from worker.families.gan.trainer import TrainSettings
+from worker.families.gan.trainer import Trainer, TrainSettings
 
 #: R3GAN's ramps end at these shares of where they start, and Adam's second beta goes from one to the other. (Huang et
 #: al., arXiv 2501.05441, Appendix: rates 2e-4 → 5e-5, γ 150 → 15, β₂ 0.9 → 0.99)
 _RATE_END: Final = 0.25
 _GAMMA_END: Final = 0.1
 _BETA2: Final = (0.9, 0.99)
+#: Images of a group in StyleGAN3's discriminator.
+_GROUP: Final = 4
 #: StyleGAN3's. (Karras et al., arXiv 2106.12423, Appendix F)
 _STYLEGAN_BETA2: Final = 0.99
 #: Configuration R's blur begins with this many pixels at 256 and more, and is gone after so many thousand images.
@@ -81,6 +85,37 @@ def transferred_networks(directory: Path, ref: str, spec: GanTrainInput, labels:
     return Networks(generator=generator, discriminator=discriminator, averaged=averaged, remarks=tuple(remarks))
 
 
+def build_trainer(
+    spec: GanTrainInput,
+    images: TrainingImages,
+    model: tuple[Path, str] | None,
+    *,
+    device: torch.device,
+    replicas: Replicas,
+    log: Callable[[str], None] = lambda message: None,
+) -> Trainer:
+    """A trainer at its first step; `model` is folder and reference of the version that it starts from.
+
+    Raises JobFailed `bad_input` as the networks do.
+    """
+    if model is None:
+        networks = fresh_networks(spec, len(images.labels))
+    else:
+        networks = transferred_networks(*model, spec, images.labels)
+    for remark in networks.remarks:
+        log(remark)
+    return Trainer(
+        networks.generator,
+        networks.discriminator,
+        images,
+        train_settings(spec, transferred=model is not None),
+        averaged=networks.averaged,
+        device=device,
+        replicas=replicas,
+        log=log,
+    )
+
+
 def train_settings(spec: GanTrainInput, *, transferred: bool) -> TrainSettings:
     """A complete request as the trainer understands it."""
     whole, relativistic = given(spec), spec.architecture == "r3gan"
@@ -113,6 +148,12 @@ def train_settings(spec: GanTrainInput, *, transferred: bool) -> TrainSettings:
 def steps_of(spec: GanTrainInput) -> int:
     """Steps that show the discriminator at least as many images as asked for."""
     return max(1, math.ceil(round(1000 * spec.kimg, 6) / spec.batch_size))
+
+
+def groups_of(spec: GanTrainInput) -> int:
+    """Into how many groups a batch falls, whose images the discriminator looks at together."""
+    most = 1 if spec.architecture == "r3gan" else _GROUP
+    return Split.of(spec.batch_size, most).groups
 
 
 def snapshot_interval(spec: GanTrainInput) -> int:

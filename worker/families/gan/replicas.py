@@ -1,19 +1,28 @@
 """One training on several devices: each process computes its share of every batch, and all take the same step.
 
 Everything random is drawn for the whole batch from the same generator in every process (see `trainer.py`), so that
-gradients are all that has to travel.
+gradients are all that has to travel. The first process leads: what its trainer does it announces, and the others, in
+`follow`, do the same. Steps of two processes on a CPU are tested; on several GPUs it has not been run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
+
+from calotype.errors import JobFailed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from worker.families.gan.trainer import Trainer
+
+Command = Literal["step", "raise_augmentation", "load"]
 
 
 class Replicas(Protocol):
@@ -24,6 +33,9 @@ class Replicas(Protocol):
 
     @property
     def rank(self) -> int: ...
+
+    def announce(self, command: Command, argument: str | None = None) -> None:
+        """Says what the leading process does next; nothing in the others."""
 
     def add_up(self, value: Tensor) -> Tensor:
         """The sum over all processes, the same in each."""
@@ -38,6 +50,9 @@ class Alone:
     count = 1
     rank = 0
 
+    def announce(self, command: Command, argument: str | None = None) -> None:
+        pass
+
     def add_up(self, value: Tensor) -> Tensor:
         return value
 
@@ -46,12 +61,22 @@ class Alone:
 
 
 class Accelerated:
-    """The processes of an `accelerate launch`, over its backend."""
+    """The processes that an `Accelerator` knows, over its backend."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self.count: int = accelerator.num_processes
         self.rank: int = accelerator.process_index
+
+    def announce(self, command: Command, argument: str | None = None) -> None:
+        if self.rank == 0:
+            broadcast_object_list([command, argument], from_process=0)
+
+    def hear(self) -> tuple[Command, str | None]:
+        """What the leading process does next."""
+        said: list[object] = [None, None]
+        broadcast_object_list(said, from_process=0)
+        return said[0], said[1]  # type: ignore[return-value]
 
     def add_up(self, value: Tensor) -> Tensor:
         # `reduce` may work in place.
@@ -67,3 +92,19 @@ class Accelerated:
         for value in values:
             value.copy_(whole[start : start + value.numel()].view_as(value))
             start += value.numel()
+
+
+def follow(trainer: Trainer, replicas: Accelerated) -> None:
+    """Do what the leading process does, until this process is ended from outside."""
+    while True:
+        command, argument = replicas.hear()
+        try:
+            if command == "step":
+                trainer.step()
+            elif command == "raise_augmentation":
+                trainer.raise_augmentation()
+            elif command == "load":
+                trainer.load(Path(argument or ""))
+        except (JobFailed, ValueError):
+            # The leading process met the same, and decides what follows from it.
+            continue

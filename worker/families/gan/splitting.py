@@ -52,6 +52,13 @@ class Split:
         for part in range(self.parts):
             yield slice(self.rank + self.ranks * part, None, self.ranks * self.parts)
 
+    def of_at_most(self, images: int) -> Self:
+        """As fine that no more than so many images are computed at once; as fine as can be where that is not enough."""
+        found = self
+        while found.micro_batch_size > images and (finer := found.finer()) is not None:
+            found = finer
+        return found
+
     def finer(self) -> Self | None:
         """At most half as many images at once. None where there is one group in a part: fewer cannot be."""
         most = self.groups // self.ranks

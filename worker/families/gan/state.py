@@ -2,7 +2,9 @@
 
 With it a training goes on bitwise as if it had never stopped: weights and buffers of both networks and of the running
 mean, both optimizers' moments, the controller of augmentation, random states, the sampler's position, the split that
-fitted into memory and the losses so far.
+fitted into memory and the losses so far. (On a CPU. GPU kernels that add up in any order differ in the last bits from
+one run to the next, whether it was interrupted or not.) It is the same in every process of a training on several
+devices, and another number of them can go on with it.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -48,7 +50,7 @@ def load(trainer: Trainer, directory: Path) -> None:
     _put_tensors(trainer, tensors)
     trainer.step_count = values["step"]
     trainer.sampler.position = values["sampler_position"]
-    trainer.split = replace(trainer.split, parts=values["parts"])
+    trainer.split = trainer.split.of_at_most(values["micro_batch_size"])
     trainer.controller.load_state_dict(values["controller"])
     trainer.least_p = values["least_p"]
 
@@ -93,8 +95,7 @@ def _values(trainer: Trainer) -> dict[str, Any]:
         "sampler_position": trainer.sampler.position,
         "images": len(trainer.images),
         "labels": list(trainer.images.labels),
-        "parts": trainer.split.parts,
-        "ranks": trainer.split.ranks,
+        "micro_batch_size": trainer.split.micro_batch_size,
         "controller": trainer.controller.state_dict(),
         "least_p": trainer.least_p,
         "settings": asdict(trainer.settings),
@@ -107,7 +108,7 @@ def _refuse_another_run(trainer: Trainer, values: Mapping[str, Any]) -> None:
         stored = values["settings"].get(name)
         if stored != value:
             raise ValueError(f"the state was saved with {name}={stored!r}, not {value!r}")
-    for name in ("images", "labels", "ranks"):
+    for name in ("images", "labels"):
         if values[name] != own[name]:
             raise ValueError(f"the state was saved with {name} {values[name]!r}, not {own[name]!r}")
 

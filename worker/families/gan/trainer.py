@@ -130,7 +130,7 @@ class Trainer:
         )
         self.optimizers = {"generator": _adam(self.generator), "discriminator": _adam(self.discriminator)}
         self.pipe = AugmentPipe(settings.transforms)
-        self.controller = _controller(settings, self.replicas)
+        self.controller = _controller(settings)
         #: The augmentation's p is at least this; raised by the watch for mode collapse.
         self.least_p = 0.0
         self.sampler = EpochSampler(len(images), settings.seed)
@@ -164,6 +164,7 @@ class Trainer:
         Raises Diverged, and JobFailed `out_of_memory` where not even the smallest part fits. A step that raises has
         not been made, but one of the networks may have been moved by it: the state is then not to be saved.
         """
+        self.replicas.announce("step")
         draw, moment = self._draw(), self._moment()
         found = StepLosses(
             discriminator=self._train_discriminator(draw, moment),
@@ -178,6 +179,7 @@ class Trainer:
 
     def raise_augmentation(self) -> float:
         """Augment more often from now on, whatever the feedback says; returns the least p that now holds."""
+        self.replicas.announce("raise_augmentation")
         self.least_p = min(1.0, self.p + AUGMENTATION_RAISE)
         return self.least_p
 
@@ -187,6 +189,7 @@ class Trainer:
 
     def load(self, directory: Path) -> None:
         """Go on from a saved state. Raises ValueError where it belongs to other settings or images."""
+        self.replicas.announce("load", str(directory))
         state.load(self, directory)
 
     def _draw(self) -> StepDraw:
@@ -218,8 +221,7 @@ class Trainer:
     def _train_discriminator(self, draw: StepDraw, moment: Moment) -> float:
         loss, signs = self._gradients("discriminator", lambda part: self._objective.discriminator(part, moment), draw)
         self._apply("discriminator")
-        for seen in signs:
-            self.controller.observe(seen)
+        self.controller.observe(self.replicas.add_up(signs))
         return loss
 
     def _penalise(self, draw: StepDraw) -> float | None:
@@ -244,10 +246,10 @@ class Trainer:
         self._means.apply(self.replicas.add_up)
         return loss
 
-    def _gradients(self, name: str, losses: Callable[[StepDraw], Losses], draw: StepDraw) -> tuple[float, list[Tensor]]:
+    def _gradients(self, name: str, losses: Callable[[StepDraw], Losses], draw: StepDraw) -> tuple[float, Tensor]:
         """Leave the gradients of the batch's mean loss in a network, in finer parts where memory runs out.
 
-        Returns that loss and the signs of the logits.
+        Returns that loss, and the signs of this device's logits.
         """
         while True:
             self.optimizers[name].zero_grad(set_to_none=True)
@@ -262,9 +264,13 @@ class Trainer:
 
     def _accumulate(
         self, losses: Callable[[StepDraw], Losses], draw: StepDraw, *, gather: bool
-    ) -> tuple[Tensor, list[Tensor]] | None:
-        """Forward and backward over this device's share, part by part. None where any device ran out of memory."""
-        total, signs, failed = torch.zeros((), device=self.device), [], False
+    ) -> tuple[Tensor, Tensor] | None:
+        """Forward and backward over this device's share, part by part. None where any device ran out of memory.
+
+        Gives the share's part of the loss, and the signs of its images at their places in the batch.
+        """
+        total, failed = torch.zeros((), device=self.device), False
+        signs = torch.zeros(self.settings.batch_size, device=self.device)
         try:
             with self._means.gathering() if gather else _nothing():
                 for part in self.split.slices():
@@ -274,7 +280,7 @@ class Trainer:
                     loss.backward()  # type: ignore[no-untyped-call]
                     total += loss.detach()
                     if found.signs is not None:
-                        signs.append(found.signs)
+                        signs[part] = found.signs
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -365,12 +371,11 @@ def _group_size(discriminator: AnyDiscriminator) -> int:
     return discriminator.config.group_size if isinstance(discriminator, Discriminator) else 1
 
 
-def _controller(settings: TrainSettings, replicas: Replicas) -> Controller:
+def _controller(settings: TrainSettings) -> Controller:
     if settings.augment == "ada":
         return AdaptiveController(
             settings.batch_size,
             p=settings.augment_p.start,
             speed_kimg=RESUME_SPEED_KIMG if settings.transferred else SPEED_KIMG,
-            reduce=replicas.add_up,
         )
     return ScheduledController(settings.batch_size, settings.augment_p)
