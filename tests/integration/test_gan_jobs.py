@@ -144,7 +144,7 @@ def test_images_depend_on_their_seed_only_alone_and_across_tenants_in_one_batch(
 ) -> None:
     make_gan(architecture=architecture)
     other = make_tenant()
-    wishes = [{"seed": 3, "num_images": 2}, {"seed": 100}, {"seed": 4, "label": "blue"}]
+    wishes: list[dict[str, Any]] = [{"seed": 3, "num_images": 2}, {"seed": 100}, {"seed": 4, "label": "blue"}]
     jobs = [runner.submit(wish(**one), other if number == 1 else None) for number, one in enumerate(wishes)]
     together = runner.work_together(jobs)
     # The limit of one call is four images here.

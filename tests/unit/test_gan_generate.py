@@ -414,3 +414,34 @@ def test_when_all_have_left_nothing_more_is_made(together: Together, monkeypatch
     with pytest.raises(NobodyLeft):
         together.run()
     assert isinstance(together.failure(member), CancelRequested)
+
+
+@pytest.mark.parametrize("architecture", ["stylegan3-t", "r3gan"])
+def test_a_compiled_generator_makes_the_same_images_whatever_the_batch(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Traced as for the compiler, which takes half a minute, and run without it.
+    compiled: list[object] = []
+    real = torch.compile
+
+    def traced(module: Any) -> Any:
+        compiled.append(module)
+        return real(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    generator = small_gan.small_generator(architecture).eval().requires_grad_(False)
+    plain, made_over = make_sampler(generator), make_sampler(generator, compiled=True)
+    assert len(compiled) == 1
+    for count in (1, 3, 2):
+        points = plain.points(range(count), [0] * count, 1.0)
+        torch.testing.assert_close(made_over.images(points), plain.images(points), rtol=0, atol=1e-5)
+
+
+def test_in_bf16_images_stay_nearly_the_same_and_are_not(models: dict[str, Loaded]) -> None:
+    for model in ("stylegan3-t", "r3gan"):
+        exact = models[model].sampler
+        rounded = make_sampler(models[model].stored.generator, torch.bfloat16)
+        points = exact.points([1, 2], [0, 1], 1.0)
+        one, other = exact.images(points), rounded.images(points)
+        assert other.dtype == torch.float32
+        assert 0 < float((one - other).abs().mean() / one.std()) < 0.05

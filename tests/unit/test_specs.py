@@ -47,7 +47,9 @@ def test_a_request_with_the_least_fields_is_accepted(request_: dict[str, Any]) -
     assert (parsed.kind, parsed.family, parsed.priority) == (request_["kind"], "diffusion", 5)
 
 
-@pytest.mark.parametrize("model", [specs.DiffusionGenerate, specs.DiffusionTrain, specs.GanGenerate, specs.GanTrain, specs.Benchmark])
+@pytest.mark.parametrize(
+    "model", [specs.DiffusionGenerate, specs.DiffusionTrain, specs.GanGenerate, specs.GanTrain, specs.Benchmark]
+)
 def test_every_example_in_the_schema_is_a_valid_request(model: type[specs.Request]) -> None:
     for example in model.model_json_schema()["examples"]:
         assert specs.parse(example).kind == example["kind"]
