@@ -17,9 +17,7 @@ from calotype.specs.gan import GanGenerate
 from calotype.specs.gan_train import GanTrain
 
 JobRequest = DiffusionGenerate | DiffusionTrain | GanGenerate | GanTrain | Benchmark
-_RequestClass = (
-    type[DiffusionGenerate] | type[DiffusionTrain] | type[GanGenerate] | type[GanTrain] | type[Benchmark]
-)
+_RequestClass = type[DiffusionGenerate] | type[DiffusionTrain] | type[GanGenerate] | type[GanTrain] | type[Benchmark]
 
 _MODELS: dict[str, _RequestClass] = {
     "diffusion.generate": DiffusionGenerate,

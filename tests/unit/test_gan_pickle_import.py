@@ -23,10 +23,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from worker.families.gan import pickle_machine
+from worker.families.gan.networks.discriminator import Discriminator as OwnDiscriminator
+from worker.families.gan.networks.discriminator import DiscriminatorConfig
 from worker.families.gan.networks.generator import StyleGAN3Generator
 from worker.families.gan.networks.stylegan3_config import StyleGAN3Config, stylegan3_r, stylegan3_t
 from worker.families.gan.pickle_import import Snapshot, convert, main, read_snapshot
 from worker.families.gan.pickle_machine import PickleRefused
+from worker.families.gan.stored import (
+    build_discriminator,
+    build_generator,
+    load_generator,
+    load_weights,
+    read_description,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SMALL = {"z_dim": 16, "w_dim": 16, "channel_base": 256, "channel_max": 8}
@@ -127,6 +136,58 @@ def test_the_reference_networks_give_their_images_after_an_import(
         images = network(expected["z"], expected["c"] if settings["c_dim"] else None)
     scale = float(expected["image"].abs().max())
     torch.testing.assert_close(images, expected["image"], rtol=0.0, atol=1e-4 * scale)
+
+
+def test_a_discriminator_that_training_can_go_on_from_is_described(
+    generator: StyleGAN3Generator, save: Callable[[object], Path], tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    config = DiscriminatorConfig(resolution=32, num_classes=3, channel_base=128, channel_max=8, mapping_layers=2)
+    official = {
+        "c_dim": 3, "img_resolution": 32, "img_channels": 3, "architecture": "resnet", "channel_base": 128,
+        "channel_max": 8, "num_fp16_res": 4, "conv_clamp": 256, "block_kwargs": {"freeze_layers": 0},
+        "mapping_kwargs": {"num_layers": 2}, "epilogue_kwargs": {"mbstd_group_size": 4},
+    }  # fmt: skip
+    networks = {"G": persistent(generator, **OFFICIAL), "D": persistent(OwnDiscriminator(config), **official)}
+    convert(save(snapshot_of(generator, **networks)), tmp_path / "out")
+    description = read_description(tmp_path / "out")
+    assert description.labels == ["0", "1", "2"]
+    again = build_discriminator(description)
+    assert isinstance(again, OwnDiscriminator)
+    assert again.config == config
+    load_weights(again, tmp_path / "out" / "discriminator.safetensors")
+    load_weights(build_generator(description), tmp_path / "out" / "generator_live.safetensors")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"img_resolution": 48},
+        {"img_resolution": "32"},
+        {"channel_base": 2**62, "channel_max": 2**62},
+        {"mapping_kwargs": {"num_layers": 2**62}},
+    ],
+)
+def test_a_discriminator_of_another_kind_is_kept_and_not_described(
+    generator: StyleGAN3Generator, save: Callable[[object], Path], tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    other = persistent(Discriminator(), **{"c_dim": 3, "img_resolution": 32, "img_channels": 3} | settings)
+    convert(save(snapshot_of(generator, D=other)), tmp_path / "out")
+    assert (tmp_path / "out" / "discriminator.safetensors").exists()
+    assert read_description(tmp_path / "out").discriminator is None
+
+
+def test_an_imported_folder_is_loaded_as_any_other(
+    generator: StyleGAN3Generator, save: Callable[[object], Path], tmp_path: Path
+) -> None:
+    convert(save(snapshot_of(generator)), tmp_path / "out")
+    stored = load_generator(tmp_path / "out", torch.device("cpu"))
+    z, labels = torch.randn(2, 16), torch.eye(3)[:2]
+    assert torch.equal(stored.generator(z, labels), generator(z, labels))
+    licence = stored.description.licence
+    assert licence is not None
+    assert (licence.id, licence.commercial_use) == ("nvidia-source-code-licence", False)
 
 
 def nested(state: dict[str, torch.Tensor], settings: dict[str, Any]) -> Persistent:

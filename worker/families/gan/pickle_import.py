@@ -16,14 +16,16 @@ import mmap
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from calotype.gan_description import DISCRIMINATOR, FILE, GENERATOR, LIVE_GENERATOR
+from worker.families.gan.networks.discriminator import Discriminator, DiscriminatorConfig
 from worker.families.gan.networks.stylegan3_config import StyleGAN3Config
 from worker.families.gan.pickle_machine import PickleRefused, read
 from worker.families.gan.pickle_names import BUILDERS, ArrayRecord, ModuleRecord, TensorRecord
@@ -133,6 +135,7 @@ def describe(snapshot: Snapshot, file_name: str) -> dict[str, Any]:
         # An official file knows its classes by number only.
         "labels": [str(number) for number in range(generator["num_classes"])] or None,
         "generator": generator,
+        "discriminator": _discriminator_settings(snapshot.networks.get("D")),
         "networks": {
             name: {
                 "file": _NETWORKS[name],
@@ -164,6 +167,33 @@ def _settings(generator: Network) -> dict[str, Any]:
     except (TypeError, ValueError) as exc:
         raise PickleRefused(f"describes a generator that cannot be built: {exc}") from exc
     return {name: getattr(config, name) for name in sorted(known)}
+
+
+def _discriminator_settings(network: Network | None) -> dict[str, Any] | None:
+    """Those of DiscriminatorConfig; None where there is no discriminator, or one that this project cannot build:
+    training from the generator then begins with a new one."""
+    if network is None:
+        return None
+    official = dict(network.configuration)
+    given = {_RENAMED.get(name, name): value for name, value in official.items()}
+    for group, setting, name in (
+        ("mapping_kwargs", "num_layers", "mapping_layers"),
+        ("epilogue_kwargs", "mbstd_group_size", "group_size"),
+    ):
+        inner = official.get(group)
+        if isinstance(inner, Mapping) and setting in inner:
+            given[name] = inner[setting]
+    known = {field.name for field in fields(DiscriminatorConfig)}
+    try:
+        config = DiscriminatorConfig(**{name: value for name, value in given.items() if name in known})
+        if config.mapping_layers > len(network.state):
+            return None
+        with torch.device("meta"):
+            own = Discriminator(config).state_dict()
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        return None
+    shapes = {name: tensor.shape for name, tensor in network.state.items()}
+    return asdict(config) if shapes == {name: tensor.shape for name, tensor in own.items()} else None
 
 
 class _Budget:
