@@ -301,6 +301,30 @@ def test_a_collapse_before_the_first_snapshot_fails_the_job_with_the_reason(runn
     assert runner.artifacts(job) == {}
 
 
+def test_a_training_whose_numbers_cease_to_be_any_keeps_the_last_good_snapshot_and_says_so(
+    runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.families.gan.trainer import Trainer
+
+    step = Trainer.step
+
+    def step_then_break(trainer: Trainer) -> Any:
+        made = step(trainer)
+        if trainer.step_count == 4:
+            with torch.no_grad():
+                next(trainer.discriminator.parameters()).fill_(float("nan"))
+        return made
+
+    monkeypatch.setattr(Trainer, "step", step_then_break)
+    job, result = runner.run(train(dataset))
+    assert (result["stopped"]["reason"], result["stopped"]["step"], result["steps"]) == ("numerical_error", 4, 4)
+    assert "at step 5" in result["stopped"]["detail"]
+    assert (result["frechet"]["best_step"], runner.version("mine").source["steps"]) == (3, 3)
+    for name in ("generator", "generator_live", "discriminator"):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in runner.weights("mine", name).values())
+    assert any(line["message"].startswith("stopped at step 4: ") for line in runner.events(job, "log"))
+
+
 def test_the_same_training_at_the_usual_rate_is_left_alone(runner: Runner, dataset: Dataset) -> None:
     _, result = runner.run(train(dataset, **(COLLAPSING | {"generator_lr": 0.0025, "kimg": 0.16}), snapshot_every=20))
     assert (result["stopped"], result["steps"], result["mode_collapse"]["acted_at"]) == (None, 20, [])

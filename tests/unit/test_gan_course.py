@@ -88,7 +88,9 @@ class Run:
         self.looks = Looks(self.trainer, collapsed_from, distances or {})
         self.heard, self.saved = Heard(), []
         self.pulse: Callable[[], None] = lambda: None
-        settings = None if action is None else CollapseSettings(action=action, every_steps=1, patience=2, warmup_steps=0)
+        settings = (
+            None if action is None else CollapseSettings(action=action, every_steps=1, patience=2, warmup_steps=0)
+        )
         self.course = Course(
             self.trainer,
             self.looks,  # type: ignore[arg-type]
@@ -210,7 +212,7 @@ def test_numbers_that_are_none_stop_the_training_and_keep_the_best_snapshot(tmp_
 def test_numbers_that_are_none_before_any_snapshot_fail_the_job(tmp_path: Path) -> None:
     run = Run(tmp_path / "s")
     broken_at(run, 1)
-    with pytest.raises(JobFailed, match="at step 2.* nothing is kept") as caught:
+    with pytest.raises(JobFailed, match=r"at step 2.* nothing is kept") as caught:
         run.course.run()
     assert caught.value.code == "numerical_error"
 
@@ -246,7 +248,12 @@ def test_a_course_that_was_interrupted_is_the_undisturbed_one(moment: str, step:
     assert second.course.state_dict() == undisturbed.course.state_dict()
     for run in (undisturbed, second):
         run.save(tmp_path / str(id(run)))
-    for name in ("state/trainer.safetensors", "state/trainer.json", "course.json", "snapshots/best/averaged.safetensors"):
+    for name in (
+        "state/trainer.safetensors",
+        "state/trainer.json",
+        "course.json",
+        "snapshots/best/averaged.safetensors",
+    ):
         ends = [(tmp_path / str(id(run)) / name).read_bytes() for run in (undisturbed, second)]
         assert ends[0] == ends[1], name
     assert second.saved == [at for at in undisturbed.saved if at > step]

@@ -133,7 +133,7 @@ def test_the_default_penalty_of_r3gan_is_its_papers_at_256() -> None:
 
 
 def test_an_incomplete_spec_is_a_mistake_of_the_program() -> None:
-    with pytest.raises(ValueError, match="not complete: submission fills in .*seed"):
+    with pytest.raises(ValueError, match=r"not complete: submission fills in .*seed"):
         train_settings(spec(seed=None), transferred=False)
 
 
@@ -246,6 +246,6 @@ def test_weights_that_do_not_fit_their_description_are_refused(tmp_path: Path) -
     content = json.loads((folder / FILE).read_text())
     content["discriminator"]["channel_max"] = 4
     (folder / FILE).write_text(json.dumps(content))
-    with pytest.raises(JobFailed, match="m@1 cannot be trained on: .*discriminator") as caught:
+    with pytest.raises(JobFailed, match=r"m@1 cannot be trained on: .*discriminator") as caught:
         transferred_networks(folder, "m@1", spec(), ())
     assert caught.value.code == "bad_input"
