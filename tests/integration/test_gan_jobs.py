@@ -15,6 +15,7 @@ from uuid import UUID
 import numpy as np
 import pytest
 import small_gan
+import tiny_sd3
 from fake_contender import disc
 from PIL import Image
 from sqlalchemy import Engine
@@ -37,6 +38,17 @@ MakeModel = Callable[..., ModelVersion]
 Pixels = np.ndarray[Any, Any]
 
 
+def stored(store: ObjectStore, name: str, folder: Path) -> list[ModelFile]:
+    """The files of a folder, put into the store."""
+    files = []
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        place, data = path.relative_to(folder).as_posix(), path.read_bytes()
+        store.put_bytes(f"models/{name}/{place}", data)
+        digest = hashlib.sha256(data).hexdigest()
+        files.append(ModelFile(path=place, object_key=f"models/{name}/{place}", bytes=len(data), sha256=digest))
+    return files
+
+
 @pytest.fixture
 def make_gan(store: ObjectStore, make_model: MakeModel, tmp_path: Path) -> Callable[..., ModelVersion]:
     """``make_gan(name, architecture)`` registers a small one, truncated to 0.7 unless told otherwise."""
@@ -44,17 +56,11 @@ def make_gan(store: ObjectStore, make_model: MakeModel, tmp_path: Path) -> Calla
     def make(name: str = "tiny-gan", architecture: str = "stylegan3-t", *, seed: int = 0) -> ModelVersion:
         folder = tmp_path / name
         description = small_gan.save_small_gan(folder, architecture, seed=seed)
-        files = []
-        for path in sorted(folder.iterdir()):
-            key, data = f"models/{name}/{path.name}", path.read_bytes()
-            store.put_bytes(key, data)
-            digest = hashlib.sha256(data).hexdigest()
-            files.append(ModelFile(path=path.name, object_key=key, bytes=len(data), sha256=digest))
         return make_model(
             name,
             family=Family.GAN,
             architecture=architecture,
-            files=files,
+            files=stored(store, name, folder),
             parameters=registry_parameters(description, 0.7),
         )
 
@@ -267,14 +273,22 @@ def dataset(engine: Engine, store: ObjectStore, tenant: Tenant, settings: Settin
     return import_archive(engine, store, tenant.id, path, "heldout", DatasetLimits.of(settings))
 
 
-def test_gans_are_measured_side_by_side(
-    runner: Runner, make_gan: Callable[..., ModelVersion], dataset: Dataset
+def test_gans_are_measured_beside_a_diffusion_model(
+    runner: Runner,
+    make_gan: Callable[..., ModelVersion],
+    make_model: MakeModel,
+    store: ObjectStore,
+    dataset: Dataset,
+    tmp_path: Path,
 ) -> None:
     make_gan()
     make_gan("plain", "r3gan")
+    tiny_sd3.pipeline().save_pretrained(tmp_path / "tiny")
+    make_model("tiny", files=stored(store, "tiny", tmp_path / "tiny"), parameters=tiny_sd3.PARAMETERS)
     contenders = [
         {"family": "gan", "model": "tiny-gan", "name": "half", "truncation_psi": 0.5},
         {"family": "gan", "model": "plain"},
+        {"family": "diffusion", "model": "tiny", "steps": 2},
     ]
     asked = {
         "contenders": contenders, "dataset": dataset.id, "num_samples": 6, "batch_sizes": [1, 2], "timed_batches": 3,
@@ -284,12 +298,12 @@ def test_gans_are_measured_side_by_side(
     assert job.state is State.SUCCEEDED, job.error
     assert job.queue == "gan.benchmark"
     assert job.result is not None
-    half, plain = job.result["contenders"]
-    assert (half["status"], plain["status"]) == ("succeeded", "succeeded")
+    half, plain, diffusion = job.result["contenders"]
+    assert [one["status"] for one in (half, plain, diffusion)] == ["succeeded"] * 3
+    assert [one["name"] for one in job.result["decision_matrix"]["columns"]] == ["half", "plain", "tiny"]
+    assert all(one["fd"]["value"] > 0 and one["flops_per_image"] > 0 for one in (half, plain, diffusion))
     assert (half["truncation_psi"], plain["truncation_psi"]) == (0.5, 1.0)
     assert half["labels"] == plain["labels"] == "drawn as often as in the dataset"
-    assert half["flops_per_image"] > 0
-    assert half["fd"]["value"] > 0
     (report,) = [one for one in runner.artifacts(job) if one.name == "report.html"]
     page = runner.store.get_bytes(report.object_key).decode()
     assert '<td class="num">–</td><td class="num">–</td><td class="num">0.5</td>' in page
