@@ -34,6 +34,9 @@ from calotype.registry import ModelVersion
 from calotype.settings import Settings, environment
 from calotype.tenants import Tenant
 
+#: Each trains on the real services; the default is for a machine that does nothing else.
+pytestmark = pytest.mark.timeout(300)
+
 ROOT = Path(__file__).resolve().parents[2]
 QUEUES = ("gan.train",)
 COLOURS = ("blue", "gold", "green", "red")
@@ -349,7 +352,6 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return teams
 
 
-@pytest.mark.timeout(300)
 def test_two_processes_train_what_one_trains(
     runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
@@ -367,7 +369,6 @@ def test_two_processes_train_what_one_trains(
     assert dict(os.environ) == environment
 
 
-@pytest.mark.timeout(300)
 def test_a_helper_that_ends_ends_the_attempt(
     runner: Runner, dataset: Dataset, two_processes: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,7 +472,8 @@ def test_a_training_whose_worker_is_killed_goes_on_in_another_process_bitwise_eq
     first.send_signal(signal.SIGKILL)
     first.wait(timeout=60)
     checkpoint = runner.get(broken).checkpoint
-    assert checkpoint is not None and checkpoint["step"] == 25
+    # The second where it was stored between the look and the signal.
+    assert checkpoint is not None and checkpoint["step"] in (25, 50)
 
     def reaped() -> bool:
         with transaction(runner.engine) as conn:
@@ -483,7 +485,7 @@ def test_a_training_whose_worker_is_killed_goes_on_in_another_process_bitwise_eq
     eventually(lambda: runner.get(broken).state is State.SUCCEEDED, 300.0)
     ours, theirs = runner.get(broken).result, runner.get(whole).result
     assert ours is not None and theirs is not None
-    assert (ours["resumed_from"], theirs["resumed_from"]) == (25, None)
+    assert (ours["resumed_from"], theirs["resumed_from"]) == (checkpoint["step"], None)
     # Weights, average, optimizers, augmentation, random states, position in the data, losses, snapshots, the watch.
     assert runner.checkpoint_files(broken, 50) == runner.checkpoint_files(whole, 50)
     for name in ("loss", "frechet", "mode_collapse", "augment_p", "stopped"):

@@ -403,6 +403,7 @@ def test_the_chart_is_a_picture_and_needs_a_snapshot() -> None:
 # Learning
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("architecture", ["stylegan3-t", "r3gan"])
 def test_a_training_comes_nearer_to_the_images(architecture: str) -> None:
     trainer = tiny_gan.trainer(

@@ -179,6 +179,7 @@ accelerator.end_training()
 """
 
 
+@pytest.mark.timeout(300)
 def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -202,7 +203,7 @@ def test_two_processes_make_the_steps_of_one(tmp_path: Path) -> None:
         )
     try:
         for process in processes:
-            _, errors = process.communicate(timeout=120)
+            _, errors = process.communicate(timeout=240)
             assert process.returncode == 0, errors.decode()
     finally:
         for process in processes:
