@@ -64,7 +64,7 @@ JOB_EXAMPLES = (
     ),
     Example(
         name="train_gan",
-        summary="train a GAN, which stops when it collapses",
+        summary="train a small GAN, which stops when it collapses",
         value={
             "kind": "train",
             "family": "gan",
@@ -72,11 +72,16 @@ JOB_EXAMPLES = (
                 "dataset": "starter-brand",
                 "architecture": "stylegan3-t",
                 "resolution": 64,
-                "kimg": 100,
-                "batch_size": 32,
+                # Small enough for a CPU: the default widths are for a GPU.
+                "kimg": 1,
+                "batch_size": 16,
+                "channel_base": 2048,
+                "channel_max": 64,
                 "resize": "pad",
                 "augment": "ada",
-                "mode_collapse": {"every_steps": 100, "action": "stop"},
+                "mode_collapse": {"every_steps": 16, "action": "stop"},
+                "snapshot_every": 16,
+                "frechet_samples": 128,
                 "seed": 0,
                 "output_model": "my-gan",
             },

@@ -101,7 +101,8 @@ class GanTrainInput(Strict):
     """Which transforms augmentation makes. Flips, turns and other hues change what a logo means: they are left out."""
     mixed_precision: Literal["no", "bf16"] = "no"
     channel_base: int | None = Field(default=None, ge=64, le=1_048_576)
-    """The width of the networks: a layer of N pixels a side has channel_base/N feature maps, at most `channel_max`."""
+    """The width of the networks: a layer of N pixels a side has channel_base/N feature maps, at most `channel_max`.
+    The defaults are the papers' and for a GPU; on a CPU take 2048 and 64."""
     channel_max: int | None = Field(default=None, ge=4, le=8192)
     layers: int | None = Field(default=None, ge=1, le=64)
     """StyleGAN3: layers of the generator, 14 when null. `r3gan`: residual blocks a resolution, 2 when null."""
@@ -148,11 +149,15 @@ class GanTrain(Request):
                         "dataset": "starter-logos",
                         "architecture": "stylegan3-t",
                         "resolution": 64,
-                        "kimg": 100,
-                        "batch_size": 32,
+                        "kimg": 1,
+                        "batch_size": 16,
+                        "channel_base": 2048,
+                        "channel_max": 64,
                         "resize": "pad",
                         "augment": "ada",
-                        "mode_collapse": {"every_steps": 100, "action": "stop"},
+                        "mode_collapse": {"every_steps": 16, "action": "stop"},
+                        "snapshot_every": 16,
+                        "frechet_samples": 128,
                         "output_model": "my-gan",
                     },
                 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from pydantic import ValidationError
 
+from api.examples import JOB_EXAMPLES
 from calotype.datasets import Dataset
 from calotype.errors import Invalid, NotFound
 from calotype.jobs import Family
@@ -108,9 +112,30 @@ def test_a_mistake_is_named(changes: dict[str, Any], words: str) -> None:
         GanTrainInput(**(values | changes))
 
 
-def test_the_example_of_the_document_is_valid() -> None:
-    (example,) = GanTrain.model_json_schema()["examples"]
-    assert GanTrain.model_validate(example).input.mode_collapse is not None
+def examples() -> dict[str, Any]:
+    (of_the_schema,) = GanTrain.model_json_schema()["examples"]
+    (of_the_api,) = (example.value for example in JOB_EXAMPLES if example.name == "train_gan")
+    page = (Path(__file__).resolve().parents[2] / "docs" / "api.md").read_text(encoding="utf-8")
+    (of_the_page,) = re.findall(
+        r"-d '(\{\s*\"kind\": \"train\", \"family\": \"gan\".*?\})'$", page, re.MULTILINE | re.DOTALL
+    )
+    return {"schema": of_the_schema, "api": of_the_api, "page": json.loads(of_the_page)}
+
+
+@pytest.mark.parametrize("where", ["schema", "api", "page"])
+def test_the_examples_can_be_sent_to_a_machine_without_a_gpu(where: str) -> None:
+    given = GanTrain.model_validate(examples()[where]).input
+    assert given.kimg <= 2 and given.frechet_samples <= 200
+    assert given.channel_base is not None and given.channel_base <= 2048
+    assert given.channel_max is not None and given.channel_max <= 64
+
+
+@pytest.mark.parametrize("where", ["schema", "api", "page"])
+def test_what_the_examples_show_happens_in_so_short_a_training(where: str) -> None:
+    given = GanTrain.model_validate(examples()[where]).input
+    steps = 1000 * given.kimg / given.batch_size
+    assert given.mode_collapse is not None and given.mode_collapse.every_steps < steps / 2
+    assert given.snapshot_every is not None and given.snapshot_every < steps / 2
 
 
 def test_the_watch_can_be_turned_off() -> None:
