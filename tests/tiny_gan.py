@@ -71,5 +71,5 @@ def trainer(architecture: str, *, classes: int = 0, seed: int = 0, count: int = 
     """A trainer of fresh networks."""
     names = tuple("abcdefgh"[:classes])
     generator, discriminator = networks(architecture, classes, seed)
-    options = {name: changes.pop(name) for name in ("replicas", "log", "averaged") if name in changes}
+    options = {name: changes.pop(name) for name in ("replicas", "log", "pulse", "averaged") if name in changes}
     return Trainer(generator, discriminator, images(count, names), settings(architecture, **changes), **options)

@@ -26,6 +26,7 @@ from worker.families.gan.objective import Objective
 from worker.families.gan.schedule import Ramp
 from worker.families.gan.splitting import Split
 from worker.families.gan.trainer import Diverged, Trainer
+from worker.signals import CancelRequested
 
 TESTS = Path(__file__).parents[1]
 
@@ -149,6 +150,41 @@ def test_any_other_error_goes_past(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         trainer.step()
     assert all(parameter.requires_grad for parameter in trainer.discriminator.parameters())
+
+
+@pytest.mark.parametrize("architecture", ["stylegan3-t", "r3gan"])
+def test_a_step_shows_life_before_each_part_of_each_pass(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    happened: list[str] = []
+    trainer = tiny_gan.trainer(architecture, batch_size=16, pulse=lambda: happened.append("pulse"))
+    for phase in ("discriminator", "penalty", "generator"):
+        losses = getattr(Objective, phase)
+
+        def noted(objective: Objective, draw: Any, moment: Any, phase: str = phase, losses: Any = losses) -> Any:
+            happened.append(phase)
+            return losses(objective, draw, moment)
+
+        monkeypatch.setattr(Objective, phase, noted)
+    trainer.step()
+    passes = ["discriminator", "penalty", "generator"] if architecture != "r3gan" else ["discriminator", "generator"]
+    assert happened == [entry for phase in passes for _ in range(2) for entry in ("pulse", phase)]
+
+
+def test_a_step_that_is_not_wanted_any_more_ends_within() -> None:
+    asked = iter([None, None, CancelRequested()])
+
+    def pulse() -> None:
+        if (reason := next(asked)) is not None:
+            raise reason
+
+    trainer = tiny_gan.trainer("stylegan3-t", batch_size=16, pulse=pulse)
+    with pytest.raises(CancelRequested):
+        trainer.step()
+    assert trainer.step_count == 0
+
+
+def test_a_cpu_computes_few_images_at_once() -> None:
+    assert tiny_gan.trainer("stylegan3-t", batch_size=16).split.micro_batch_size == 8
+    assert tiny_gan.trainer("r3gan", batch_size=4).split.micro_batch_size == 4
 
 
 # Several processes

@@ -93,6 +93,7 @@ def build_trainer(
     device: torch.device,
     replicas: Replicas,
     log: Callable[[str], None] = lambda message: None,
+    pulse: Callable[[], None] = lambda: None,
 ) -> Trainer:
     """A trainer at its first step; `model` is folder and reference of the version that it starts from.
 
@@ -113,6 +114,7 @@ def build_trainer(
         device=device,
         replicas=replicas,
         log=log,
+        pulse=pulse,
     )
 
 

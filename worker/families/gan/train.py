@@ -71,7 +71,15 @@ def _plan(ctx: JobContext, spec: GanTrainInput, version: ModelVersion | None) ->
 def _training(ctx: JobContext, plan: team.Plan, version: ModelVersion | None, together: team.Team) -> Training:
     """Everything that comes before the first step."""
     spec, images = plan.spec, plan.images
-    trainer = build_trainer(spec, images, plan.model, device=ctx.device, replicas=together.replicas, log=ctx.log)
+    trainer = build_trainer(
+        spec,
+        images,
+        plan.model,
+        device=ctx.device,
+        replicas=together.replicas,
+        log=ctx.log,
+        pulse=lambda: _within_a_step(ctx),
+    )
     classes = f" of {len(images.labels)} classes" if images.labels else ""
     beside = f", on {together.replicas.count} devices" if together.helpers else ""
     ctx.log(f"training a {spec.architecture} of {spec.resolution} pixels on {len(images)} images{classes}{beside}")
@@ -92,6 +100,13 @@ def _training(ctx: JobContext, plan: team.Plan, version: ModelVersion | None, to
     )
     training = Training(ctx=ctx, spec=spec, version=version, images=images, course=course)
     return training
+
+
+def _within_a_step(ctx: JobContext) -> None:
+    """A step of wide networks takes minutes on a CPU. A shutdown has to wait for its end all the same: only the state
+    of a complete step is one to go on from."""
+    ctx.signals.alive()
+    ctx.signals.raise_if_unwanted()
 
 
 def _images(ctx: JobContext, spec: GanTrainInput, file: Path) -> TrainingImages:

@@ -54,6 +54,8 @@ Augmentation = Literal["ada", "fixed", "none"]
 
 #: By how much the watch for mode collapse raises the augmentation's least p.
 AUGMENTATION_RAISE: Final = 0.1
+#: Images at once on a CPU at first: it gains nothing from more, and shows no life until they are through.
+_CPU_IMAGES: Final = 8
 
 
 class Diverged(JobFailed):
@@ -114,8 +116,10 @@ class Trainer:
         device: torch.device | None = None,
         replicas: Replicas | None = None,
         log: Callable[[str], None] = lambda message: None,
+        pulse: Callable[[], None] = lambda: None,
     ) -> None:
-        """`averaged` is the running mean that a model brings with it; a copy of the generator where None.
+        """`averaged` is the running mean that a model brings with it; a copy of the generator where None. `pulse` is
+        called before each part of a batch; what it raises leaves the step unfinished.
 
         Raises ValueError for a batch that cannot be divided among the replicas.
         """
@@ -123,11 +127,13 @@ class Trainer:
         self.generator: Generator = generator.to(self.device).train().requires_grad_(True)
         self.discriminator: AnyDiscriminator = discriminator.to(self.device).train().requires_grad_(True)
         self.ema: Ema[Generator] = Ema(self.generator if averaged is None else averaged.to(self.device))
-        self.images, self.settings, self.log = images, settings, log
+        self.images, self.settings, self.log, self._pulse = images, settings, log, pulse
         self.replicas = replicas or Alone()
         self.split = Split.of(
             settings.batch_size, _group_size(discriminator), ranks=self.replicas.count, rank=self.replicas.rank
         )
+        if self.device.type == "cpu":
+            self.split = self.split.of_at_most(_CPU_IMAGES)
         self.optimizers = {"generator": _adam(self.generator), "discriminator": _adam(self.discriminator)}
         self.pipe = AugmentPipe(settings.transforms)
         self.controller = _controller(settings)
@@ -274,6 +280,7 @@ class Trainer:
         try:
             with self._means.gathering() if gather else _nothing():
                 for part in self.split.slices():
+                    self._pulse()
                     found = losses(draw[part])
                     # A sum over the batch size, not a mean of means: so it does not depend on the split.
                     loss = found.values.sum() / self.settings.batch_size
