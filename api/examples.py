@@ -93,7 +93,7 @@ JOB_EXAMPLES = (
         value={
             "kind": "generate",
             "family": "gan",
-            "model": "starter-gan",
+            "model": "my-gan",
             "input": {"num_images": 4, "seed": 7, "truncation_psi": 0.7, "label": None},
         },
     ),
@@ -103,7 +103,7 @@ JOB_EXAMPLES = (
         value={
             "kind": "generate",
             "family": "gan",
-            "model": "starter-gan",
+            "model": "my-gan",
             "input": {
                 "num_images": 3,
                 "seed": 7,

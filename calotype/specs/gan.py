@@ -100,7 +100,7 @@ class GanGenerate(GenerateRequest):
                 {
                     "kind": "generate",
                     "family": "gan",
-                    "model": "starter-gan",
+                    "model": "my-gan",
                     "input": {"num_images": 4, "seed": 7, "truncation_psi": 0.7},
                 }
             ]

@@ -35,13 +35,19 @@ def spec(monkeypatch: pytest.MonkeyPatch, invoke: Callable[..., Result]) -> Spec
     return of
 
 
-def test_a_gan_needs_no_prompt_and_has_a_starter_of_its_own(spec: Spec) -> None:
-    assert spec("generate", "--family", "gan", "-n", "4", "--seed", "7") == {
+def test_a_gan_needs_no_prompt(spec: Spec) -> None:
+    assert spec("generate", "--family", "gan", "--model", "mine", "-n", "4", "--seed", "7") == {
         "kind": "generate",
         "family": "gan",
-        "model": "starter-gan",
+        "model": "mine",
         "input": {"num_images": 4, "seed": 7},
     }
+
+
+def test_a_gan_has_to_be_named(invoke: Callable[..., Result]) -> None:
+    ended = invoke("generate", "--family", "gan")
+    assert ended.exit_code == 2
+    assert "--model" in ended.output and "a GAN has to be named" in ended.output
 
 
 def test_options_of_a_gan_become_its_input(spec: Spec) -> None:
@@ -57,13 +63,13 @@ def test_options_of_a_gan_become_its_input(spec: Spec) -> None:
             "interpolation": {"frames": 12},
         },
     )
-    short = spec("generate", "--family", "gan", "--mix-styles", "5")
+    short = spec("generate", "--family", "gan", "--model", "mine", "--mix-styles", "5")
     assert short["input"]["style_mixing"] == {"seed": 5}
 
 
 @pytest.mark.parametrize("text", ["", "x", "5:", "5:2", "5:2-", "-5"])
 def test_styles_are_mixed_by_a_seed_and_perhaps_layers(invoke: Callable[..., Result], text: str) -> None:
-    ended = invoke("generate", "--family", "gan", f"--mix-styles={text}")
+    ended = invoke("generate", "--family", "gan", "--model", "mine", f"--mix-styles={text}")
     assert ended.exit_code == 2
     assert "is not SEED or SEED:FIRST-LAST" in ended.output
 
@@ -92,7 +98,7 @@ def test_a_gan_is_trained_from_random_weights_unless_a_model_is_named(spec: Spec
 
 
 def test_contenders_of_two_families_stand_in_one_benchmark(spec: Spec) -> None:
-    contenders = ("--contender", "starter-diffusion+brand:0.5", "--contender", "gan:starter-gan")
+    contenders = ("--contender", "starter-diffusion+brand:0.5", "--contender", "gan:mine")
     made = spec("benchmark", "--dataset", "d", *contenders)
     assert made["input"]["contenders"] == [
         {
@@ -101,7 +107,7 @@ def test_contenders_of_two_families_stand_in_one_benchmark(spec: Spec) -> None:
             "name": "starter-diffusion+brand:0.5",
             "adapters": [{"model": "brand", "scale": 0.5}],
         },
-        {"family": "gan", "model": "starter-gan"},
+        {"family": "gan", "model": "mine"},
     ]
     alone = spec("benchmark", "--family", "gan", "--dataset", "d", "--contender", "mine")
     assert alone["input"]["contenders"] == [{"family": "gan", "model": "mine"}]

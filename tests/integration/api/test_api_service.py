@@ -209,7 +209,7 @@ def test_every_job_example_is_accepted_as_it_stands(
 ) -> None:
     make_model("starter-diffusion")
     gan = {"resolution": 64, "labels": ["red"], "style_layers": 16, "default_truncation_psi": 0.7}
-    make_model("starter-gan", family=Family.GAN, architecture="stylegan3-t", parameters=gan)
+    make_model("my-gan", family=Family.GAN, architecture="stylegan3-t", parameters=gan)
     for number, name in enumerate(("starter-brand", "starter-logos-heldout")):
         upload(client, name, make_archive(names=tuple(f"a/{i}.png" for i in range(32 + number))))
     for example in JOB_EXAMPLES:
