@@ -195,6 +195,11 @@ class Settings:
     compile_gans: str = _setting(
         _choice("no", "yes"), "no", "torch.compile for GANs: a slow first image, then faster ones on a GPU."
     )
+    train_devices: int = _setting(
+        _count,
+        1,
+        "Most GPUs that one training of a GAN takes of a machine; more than 1 only where no other worker uses them.",
+    )
     heartbeat_file: Path | None = _setting(_path, None, "A worker touches this file while it is alive (probes).")
     hub_url: str | None = _setting(_url("http", "https"), None, "A model hub mirror.")
     hub_token: str | None = _setting(_text, None, "Token for gated models.", secret=True)

@@ -347,7 +347,7 @@ def two_processes(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             teams.append(together)
             yield together
 
-    monkeypatch.setattr(team, "devices", lambda device, groups: 2)
+    monkeypatch.setattr(team, "devices", lambda device, groups, most: 2)
     monkeypatch.setattr(team, "gathered", noted)
     return teams
 

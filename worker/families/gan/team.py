@@ -3,8 +3,8 @@
     python -m worker.families.gan.team PLAN.json
 
 Whoever trains alone notices nothing of it. The helpers read the same plan, build the same trainer and compute their
-share of each batch (`replicas.py`); queue, snapshots and checkpoints are this process's affair. Tested with processes
-on a CPU; on GPUs it has not been run.
+share of each batch (`replicas.py`); queue, snapshots and checkpoints are this process's affair. How many there are at
+most is `CALOTYPE_TRAIN_DEVICES`. Tested with processes on a CPU; on GPUs it has not been run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Final
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs
 
 from calotype.errors import JobFailed
 from calotype.local.modules import module_argv, module_environment
@@ -34,6 +33,9 @@ from worker.families.gan.replicas import Accelerated, Alone, Replicas, follow
 
 #: Helpers wait for the next step while this process measures a snapshot or stores a checkpoint.
 _PATIENCE: Final = timedelta(days=7)
+#: How long the processes wait for each other at first. One that cannot start is noticed long before
+#: `CALOTYPE_STALL_SECONDS` ends the worker.
+_JOINING: Final = timedelta(minutes=2)
 #: What a helper's environment has of this process's; nothing that a job's settings hold.
 _INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TMPDIR")
 
@@ -69,15 +71,18 @@ class Team:
                 )
 
 
-def devices(device: torch.device, groups: int) -> int:
-    """How many GPUs a batch of so many groups of images can be divided among, of those that are there."""
-    available = torch.cuda.device_count() if device.type == "cuda" else 1
+def devices(device: torch.device, groups: int, most: int) -> int:
+    """How many GPUs a batch of so many groups of images can be divided among, of those that are there and allowed."""
+    available = min(most, torch.cuda.device_count()) if device.type == "cuda" else 1
     return max(count for count in range(1, max(1, available) + 1) if groups % count == 0)
 
 
 @contextmanager
 def gathered(count: int, plan: Plan, folder: Path, device: torch.device) -> Iterator[Team]:
-    """A team of so many processes, this one among them; at the end the others are gone."""
+    """A team of so many processes, this one among them; at the end the others are gone.
+
+    Raises JobFailed `internal_error`, to be tried again, where the others do not come.
+    """
     if count == 1:
         yield Team(replicas=Alone())
         return
@@ -89,7 +94,7 @@ def gathered(count: int, plan: Plan, folder: Path, device: torch.device) -> Iter
     helpers = [_helper(rank, path, common) for rank in range(1, count)]
     try:
         with _environment(common | _place(0)):
-            accelerator = _accelerator(device.type)
+            accelerator = _gather(device.type, helpers)
         yield Team(replicas=Accelerated(accelerator), helpers=helpers)
     finally:
         for helper in helpers:
@@ -142,8 +147,27 @@ def _place(rank: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank)}
 
 
+def _gather(kind: str, helpers: Sequence[Process]) -> Accelerator:
+    try:
+        return _accelerator(kind)
+    except torch.distributed.DistError as exc:
+        ends = "; ".join(f"{helper.command.name}: {helper.log_tail(3) or 'says nothing'}" for helper in helpers)
+        detail = f"After {_JOINING.total_seconds():g} s the {len(helpers) + 1} processes were not together. {ends}"
+        raise JobFailed("internal_error", "The training could not begin", detail, retryable=True) from exc
+
+
 def _accelerator(kind: str) -> Accelerator:
-    return Accelerator(cpu=kind == "cpu", kwargs_handlers=[InitProcessGroupKwargs(timeout=_PATIENCE)])
+    """By this process's place in the environment. Accelerate knows one time limit only, which would hold for the
+    beginning and for all that comes; so the processes meet before it looks, and it takes them as they are."""
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=rank == 0, timeout=_JOINING
+    )
+    # NCCL meets through it once more, at the first step.
+    store.set_timeout(_PATIENCE)
+    backend = "gloo" if kind == "cpu" else "nccl"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    return Accelerator(cpu=kind == "cpu")
 
 
 @contextmanager

@@ -38,7 +38,7 @@ def run(ctx: JobContext) -> HandlerResult:
     ctx.models.clear()
     reset_peak_memory(ctx.device)
     plan = _plan(ctx, request.input, version)
-    count = team.devices(ctx.device, groups_of(request.input))
+    count = team.devices(ctx.device, groups_of(request.input), ctx.settings.train_devices)
     with team.gathered(count, plan, ctx.workdir / "team", ctx.device) as together:
         training = _training(ctx, plan, version, together)
         _resume(training)
