@@ -39,8 +39,9 @@ def generate(references: References, request: GanGenerate) -> dict[str, Any]:
         "model": model.ref,
         "spec": spec,
         "model_key": model.key,
-        "batch_key": keys.gan_batch_key(model),
-        "units": given.num_made,
+        # Frames are no images that anybody counts or is billed for, but they fill calls: an animation has its own.
+        "batch_key": None if given.interpolation is not None else keys.gan_batch_key(model),
+        "units": given.num_images,
         "batch_limit": keys.batch_limit(side, side),
         "work": given.num_made * megapixels(side, side),
         **cache_columns(request.cache, given.seed, *keys.cache_keys(model, [], spec["input"])),
