@@ -18,7 +18,7 @@ from calotype.submission.common import (
     wrong,
 )
 
-#: Of all frames of an animation together: they are kept in memory until it is encoded.
+#: Of all images and frames of a job together: they are kept in memory until they are written.
 FRAME_PIXELS = 1 << 28
 
 
@@ -28,7 +28,7 @@ def generate(references: References, request: GanGenerate) -> dict[str, Any]:
     given = request.input
     side = int(model.parameters["resolution"])
     check_label(model, given.label, ("input", "label"))
-    _check_frames(given, side)
+    _check_pixels(given, side)
     changes: dict[str, Any] = {
         "seed": given_or_drawn(given.seed),
         "truncation_psi": truncation_of(model, given.truncation_psi, ("input",)),
@@ -86,11 +86,14 @@ def _mixing(model: ModelVersion, mixing: StyleMixing | None) -> dict[str, Any] |
     return {"seed": mixing.seed, "first_layer": first, "last_layer": last}
 
 
-def _check_frames(given: GanGenerateInput, side: int) -> None:
+def _check_pixels(given: GanGenerateInput, side: int) -> None:
     most = FRAME_PIXELS // side**2
-    if given.num_frames > most:
-        raise wrong(
-            ("input", "interpolation"),
-            f"it has {given.num_frames} frames; at {side} x {side} pixels {most} at most are made. "
-            "Ask for fewer images or fewer frames",
-        )
+    if given.num_made <= most:
+        return
+    if given.interpolation is None:
+        raise wrong(("input", "num_images"), f"at {side} x {side} pixels {most} at most are made, got {given.num_made}")
+    raise wrong(
+        ("input", "interpolation"),
+        f"it has {given.num_made} frames; at {side} x {side} pixels {most} at most are made. "
+        "Ask for fewer images or fewer frames",
+    )

@@ -57,3 +57,15 @@ def test_frames_are_work_but_no_images_that_are_counted() -> None:
 def test_an_animation_shares_no_call() -> None:
     assert completed(num_images=3)["batch_key"] == completed(num_images=2, truncation_psi=0.5)["batch_key"] is not None
     assert completed(num_images=3, interpolation={"frames": 10})["batch_key"] is None
+
+
+def test_images_are_limited_by_their_pixels_as_frames_are() -> None:
+    assert completed(8192, num_images=4)["units"] == 4
+    with pytest.raises(Invalid) as refused:
+        completed(8192, num_images=5)
+    (error,) = refused.value.errors
+    assert (error.loc, error.msg) == (("input", "num_images"), "at 8192 x 8192 pixels 4 at most are made, got 5")
+    completed(1024, num_images=4, interpolation={"frames": 64})
+    with pytest.raises(Invalid) as refused:
+        completed(1024, num_images=4, interpolation={"frames": 65})
+    assert refused.value.errors[0].loc == ("input", "interpolation")
