@@ -24,6 +24,15 @@ MAX_BYTES = 1 << 20
 Architecture = Literal["stylegan3-t", "stylegan3-r", "r3gan"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 Label = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+#: Largest values of whole numbers in settings: more than any network has, but no description may ask for memory
+#: without end. What is not named here has the last.
+_MOST = {
+    "z_dim": 8192, "w_dim": 8192, "num_classes": 10_000, "mapping_layers": 64, "channel_base": 1 << 21,
+    "channel_max": 16_384, "num_layers": 100, "num_critical": 100, "blocks_per_stage": 64, "expansion": 16,
+    "group_width": 1024, "group_size": 4096, "kernel": 15, "conv_kernel": 15, "margin": 256, "filter_size": 64,
+    "lrelu_upsampling": 16, "image_channels": 3, "resolution": 8192,
+}  # fmt: skip
+_MOST_OF_ANY = 1_000_000
 #: A network's settings, by the names of its configuration.
 NetworkSettings = dict[str, bool | int | float]
 
@@ -67,6 +76,8 @@ class GanDescription(BaseModel):
         self._count("image_channels", least=3, most=3)
         if self.architecture != "r3gan":
             self._count("num_layers", least=1, most=100)
+        for part, settings in (("generator", self.generator), ("discriminator", self.discriminator or {})):
+            _check_bounds(part, settings)
         classes, names = self._count("num_classes", least=0, most=10_000), self.labels or []
         if len(names) != classes:
             raise ValueError(f"it names {len(names)} labels for a generator of {classes} classes")
@@ -101,6 +112,13 @@ class GanDescription(BaseModel):
             expected = str(least) if least == most else f"a whole number from {least} to {most}"
             raise ValueError(f"its generator's {name} is {value!r}, not {expected}")
         return value
+
+
+def _check_bounds(part: str, settings: NetworkSettings) -> None:
+    for name, value in settings.items():
+        most = _MOST.get(name, _MOST_OF_ANY)
+        if not 0 <= value <= most:
+            raise ValueError(f"its {part}'s {name} is {value!r}, not from 0 to {most}")
 
 
 def registry_parameters(description: GanDescription, default_truncation_psi: float | None = None) -> dict[str, Any]:

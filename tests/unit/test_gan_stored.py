@@ -149,6 +149,11 @@ def test_descriptions_that_do_not_hold_together_are_refused(
         ({"depth": 3}, "has a setting 'depth', which a stylegan3-t generator does not have"),
         ({"conv_kernel": 2}, "a stylegan3-t generator that cannot be built: conv_kernel is odd"),
         ({"image_channels": 1}, "image_channels is 1, not 3"),
+        ({"mapping_layers": 65}, "its generator's mapping_layers is 65, not from 0 to 64"),
+        ({"w_dim": 10**9}, "its generator's w_dim is 1000000000, not from 0 to 8192"),
+        ({"channel_max": 10**6}, "its generator's channel_max is 1000000, not from 0 to 16384"),
+        ({"clamp": 1e30}, "its generator's clamp is 1e\\+30, not from 0 to 1000000"),
+        ({"margin": -1}, "its generator's margin is -1, not from 0 to 256"),
         ({"num_layers": 0}, "num_layers is 0, not a whole number from 1 to 100"),
     ],
 )
