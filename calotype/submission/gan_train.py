@@ -137,8 +137,8 @@ def _check_dataset(
         return
     if not dataset.labels:
         raise wrong(("input", "conditional"), f"{dataset.id} has no labels; set conditional to false or add labels")
-    known = None if model is None else tuple(model.parameters["labels"])
-    if model is not None and known != dataset.labels:
+    # In whatever order: training takes the model's.
+    if model is not None and set(model.parameters["labels"]) != set(dataset.labels):
         raise wrong(
             ("input", "dataset"),
             f"{dataset.id} has not the labels of {model.ref}; use a dataset that has, or train from the beginning",

@@ -132,3 +132,12 @@ def test_images_without_a_label_are_refused_for_a_conditional_model() -> None:
     check(items, resize=None, conditional=False, batch_size=2)
     with pytest.raises(JobFailed, match=r"2 of 3 have none, the first is 1\.png"):
         check(items, resize=None, conditional=True, batch_size=2)
+
+
+def test_classes_are_in_the_order_of_a_model_that_has_the_same(tmp_path: Path) -> None:
+    own = [str(number) for number in range(11)]
+    pictures = [picture(seed=number) for number in range(11)]
+    images = built(Archive(pictures, list(own)), tmp_path, conditional=True, order=own)
+    assert (images.labels, images.classes.tolist()) == (tuple(own), list(range(11)))
+    other = built(Archive(pictures, list(own)), tmp_path, conditional=True, order=["a"])
+    assert other.labels[:3] == ("0", "1", "10")

@@ -69,6 +69,7 @@ def build(
     resize: Resize | None,
     conditional: bool,
     batch_size: int,
+    order: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> TrainingImages:
     """Write the images of an archive to `path` and map them.
@@ -78,7 +79,7 @@ def build(
     """
     items = archive.items
     check(items, resize=resize, conditional=conditional, batch_size=batch_size)
-    labels = tuple(sorted({item.label for item in items if item.label is not None})) if conditional else ()
+    labels = _ordered({item.label for item in items if item.label is not None}, order) if conditional else ()
     shape = (len(items), 3, resolution, resolution)
     stored = np.memmap(path, dtype=np.uint8, mode="w+", shape=shape)
     for number, item in enumerate(items):
@@ -88,6 +89,11 @@ def build(
     stored.flush()
     classes = [labels.index(item.label) if labels and item.label is not None else 0 for item in items]
     return TrainingImages(pixels=torch.from_numpy(stored), labels=labels, classes=torch.tensor(classes))
+
+
+def _ordered(labels: set[str], order: Sequence[str]) -> tuple[str, ...]:
+    """As a model has them, where they are the same ones: an official one counts 9, 10, where 10 sorts before 9."""
+    return tuple(order) if set(order) == labels else tuple(sorted(labels))
 
 
 def reopen(path: Path, classes: Sequence[int], labels: Sequence[str], resolution: int) -> TrainingImages:

@@ -65,7 +65,7 @@ def _plan(ctx: JobContext, spec: GanTrainInput, version: ModelVersion | None) ->
     """What all processes of the training must know: settings, images, the model to start from."""
     file = ctx.workdir / "images.u8"
     model: tuple[Path, str] | None = None if version is None else (ctx.models.directory(version), version.ref)
-    return team.Plan(spec=spec, images=_images(ctx, spec, file), file=file, model=model)
+    return team.Plan(spec=spec, images=_images(ctx, spec, file, version), file=file, model=model)
 
 
 def _training(ctx: JobContext, plan: team.Plan, version: ModelVersion | None, together: team.Team) -> Training:
@@ -109,7 +109,7 @@ def _within_a_step(ctx: JobContext) -> None:
     ctx.signals.raise_if_unwanted()
 
 
-def _images(ctx: JobContext, spec: GanTrainInput, file: Path) -> TrainingImages:
+def _images(ctx: JobContext, spec: GanTrainInput, file: Path, version: ModelVersion | None) -> TrainingImages:
     def on_progress(done: int, total: int) -> None:
         ctx.progress(done, total, "reading images")
         ctx.check()
@@ -122,6 +122,7 @@ def _images(ctx: JobContext, spec: GanTrainInput, file: Path) -> TrainingImages:
             resize=spec.resize,
             conditional=given(spec)["conditional"],
             batch_size=spec.batch_size,
+            order=() if version is None else version.parameters["labels"] or (),
             on_progress=on_progress,
         )
 
