@@ -7,12 +7,13 @@ gradients are all that has to travel. The first process leads: what its trainer 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast
 from torch import Tensor
 
 from calotype.errors import JobFailed
@@ -70,13 +71,17 @@ class Accelerated:
 
     def announce(self, command: Command, argument: str | None = None) -> None:
         if self.rank == 0:
-            broadcast_object_list([command, argument], from_process=0)
+            # As letters: torch's own way to send objects would pickle them.
+            letters = torch.tensor(list(json.dumps([command, argument]).encode()), device=self._accelerator.device)
+            broadcast(torch.tensor(len(letters), device=self._accelerator.device))
+            broadcast(letters)
 
     def hear(self) -> tuple[Command, str | None]:
         """What the leading process does next."""
-        said: list[object] = [None, None]
-        broadcast_object_list(said, from_process=0)
-        return said[0], said[1]  # type: ignore[return-value]
+        count = broadcast(torch.tensor(0, device=self._accelerator.device))
+        letters = broadcast(torch.zeros(int(count), dtype=torch.int64, device=self._accelerator.device))
+        command, argument = json.loads(bytes(letters.tolist()))
+        return command, argument
 
     def add_up(self, value: Tensor) -> Tensor:
         # `reduce` may work in place.
@@ -105,6 +110,6 @@ def follow(trainer: Trainer, replicas: Accelerated) -> None:
                 trainer.raise_augmentation()
             elif command == "load":
                 trainer.load(Path(argument or ""))
-        except (JobFailed, ValueError):
+        except (JobFailed, OSError, ValueError, KeyError):
             # The leading process met the same, and decides what follows from it.
             continue

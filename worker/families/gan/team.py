@@ -36,8 +36,10 @@ _PATIENCE: Final = timedelta(days=7)
 #: How long the processes wait for each other at first. One that cannot start is noticed long before
 #: `CALOTYPE_STALL_SECONDS` ends the worker.
 _JOINING: Final = timedelta(minutes=2)
-#: What a helper's environment has of this process's; nothing that a job's settings hold.
-_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS", "TMPDIR")
+#: What a helper's environment has of this process's; nothing that a job's settings hold. Processes whose NCCL is told
+#: different things do not find each other.
+_INHERITED: Final = ("PATH", "HOME", "LD_LIBRARY_PATH", "TMPDIR")
+_INHERITED_PREFIXES: Final = ("CUDA_", "NCCL_", "GLOO_", "OMP_", "MALLOC_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +91,7 @@ def gathered(count: int, plan: Plan, folder: Path, device: torch.device) -> Iter
     folder.mkdir()
     path = folder / "plan.json"
     path.write_text(_written(plan, device))
-    size, port = str(count), str(free_port())
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common = _common(count)
     helpers = [_helper(rank, path, common) for rank in range(1, count)]
     try:
         with _environment(common | _place(0)):
@@ -130,8 +131,22 @@ def _written(plan: Plan, device: torch.device) -> str:
     )
 
 
+def _common(count: int) -> dict[str, str]:
+    """What the environment of each process says of all."""
+    return {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        # Where nobody has said how many, Accelerate would change the number for this whole process.
+        "OMP_NUM_THREADS": str(torch.get_num_threads()),
+    }
+
+
 def _helper(rank: int, path: Path, common: Mapping[str, str]) -> Process:
-    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    inherited = {
+        name: value for name, value in os.environ.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)
+    }
     return Process(
         Command(
             name=f"helper {rank} of the training",
