@@ -28,7 +28,7 @@ _MOST_CLASSES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Timetable:
     """When what is due."""
 
     snapshot_every: int
@@ -68,7 +68,7 @@ class Course:
         evaluation: Evaluation,
         snapshots: Snapshots,
         watch: CollapseWatch | None,
-        plan: Plan,
+        plan: Timetable,
         listener: Listener,
         *,
         pulse: Callable[[], None] = lambda: None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor
 
 from calotype.datasets import DatasetImage
 from calotype.errors import JobFailed
+from calotype.specs.gan_train import Resize
 from worker.families.diffusion.data import fit
-
-Resize = Literal["pad", "crop", "stretch"]
 
 #: How many of what is wrong a message names.
 _NAMED: Final = 3

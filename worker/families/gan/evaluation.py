@@ -17,7 +17,7 @@ from worker.benchmark.backbone import EFFICIENTNET_LITE0, Backbone
 from worker.benchmark.quality import Features, features, frechet_distance
 from worker.families.gan.data import TrainingImages, to_pictures, to_unit
 from worker.families.gan.stored import Generator
-from worker.families.gan.trainer import Diverged
+from worker.families.gan.trainer import CPU_IMAGES, Diverged
 from worker.families.parts import in_parts
 
 #: Images made at once at first.
@@ -41,7 +41,7 @@ class Evaluation:
         """`pulse` is called every few images and may raise to give up."""
         self._images, self._device, self._backbone, self._pulse = images, device, backbone, pulse
         self._seed = seed
-        self._at_once = _AT_ONCE
+        self._at_once = CPU_IMAGES if device.type == "cpu" else _AT_ONCE
         self._real: Features | None = None
 
     def pictures(self, generator: Generator, count: int) -> Iterator[Image.Image]:

@@ -18,7 +18,7 @@ from worker.context import HandlerResult, JobContext, ShuttingDown
 from worker.families.diffusion.memory import reset_peak_memory
 from worker.families.gan import data, team
 from worker.families.gan.collapse import Action, CollapseSettings, CollapseWatch
-from worker.families.gan.course import Course, Plan
+from worker.families.gan.course import Course, Timetable
 from worker.families.gan.data import TrainingImages
 from worker.families.gan.evaluation import Evaluation
 from worker.families.gan.recipe import build_trainer, given, groups_of, snapshot_interval
@@ -141,8 +141,8 @@ def _watch(spec: GanTrainInput) -> CollapseWatch | None:
     )
 
 
-def _times(spec: GanTrainInput) -> Plan:
-    return Plan(
+def _times(spec: GanTrainInput) -> Timetable:
+    return Timetable(
         snapshot_every=snapshot_interval(spec),
         checkpoint_every=spec.checkpoint_every,
         frechet_samples=spec.frechet_samples,

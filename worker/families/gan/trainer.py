@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.errors import JobFailed
+from calotype.specs.gan_train import Augment
 from worker.failures import is_out_of_memory
 from worker.families.diffusion.data import EpochSampler
 from worker.families.diffusion.memory import free_memory
@@ -50,12 +51,10 @@ from worker.families.gan.splitting import Split
 from worker.families.gan.statistics import RunningMeans
 from worker.families.gan.stored import AnyDiscriminator, Generator
 
-Augmentation = Literal["ada", "fixed", "none"]
-
 #: By how much the watch for mode collapse raises the augmentation's least p.
 AUGMENTATION_RAISE: Final = 0.1
 #: Images at once on a CPU at first: it gains nothing from more, and shows no life until they are through.
-_CPU_IMAGES: Final = 8
+CPU_IMAGES: Final = 8
 
 
 class Diverged(JobFailed):
@@ -86,7 +85,7 @@ class TrainSettings:
     transferred: bool = False
     #: Standard deviation of a blur of what the discriminator sees, pixels; usually 0 at all times.
     sigma: Ramp = field(default_factory=lambda: Ramp(start=0.0, end=0.0, kimg=0.0))
-    augment: Augmentation = "none"
+    augment: Augment = "none"
     #: `ada` starts with the first p, `fixed` follows the whole ramp.
     augment_p: Ramp = field(default_factory=lambda: Ramp(start=0.0, end=0.0, kimg=0.0))
     transforms: Transforms = field(default_factory=Transforms)
@@ -133,7 +132,7 @@ class Trainer:
             settings.batch_size, _group_size(discriminator), ranks=self.replicas.count, rank=self.replicas.rank
         )
         if self.device.type == "cpu":
-            self.split = self.split.of_at_most(_CPU_IMAGES)
+            self.split = self.split.of_at_most(CPU_IMAGES)
         self.optimizers = {"generator": _adam(self.generator), "discriminator": _adam(self.discriminator)}
         self.pipe = AugmentPipe(settings.transforms)
         self.controller = _controller(settings)
