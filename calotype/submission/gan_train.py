@@ -9,7 +9,7 @@ from calotype.datasets import Dataset
 from calotype.gan_description import ARCHITECTURES, Architecture
 from calotype.references import References
 from calotype.registry import ModelVersion
-from calotype.specs.gan_train import GanTrain, GanTrainInput
+from calotype.specs.gan_train import LEAST_RESOLUTION, MOST_RESOLUTION, GanTrain, GanTrainInput
 from calotype.submission.common import (
     check_output_model,
     complete_spec,
@@ -119,6 +119,12 @@ def _of_model(model: ModelVersion, given: GanTrainInput) -> dict[str, Any]:
         asked = getattr(given, name)
         if asked is not None and asked != value:
             raise wrong(("input", name), f"{model.ref} has {_json(value)}, not {_json(asked)}; leave it out")
+    if not LEAST_RESOLUTION <= own["resolution"] <= MOST_RESOLUTION:
+        raise wrong(
+            ("model",),
+            f"{model.ref} makes images of {own['resolution']} pixels a side; models of {LEAST_RESOLUTION} to "
+            f"{MOST_RESOLUTION} can be trained on",
+        )
     for name in ("channel_base", "channel_max", "layers"):
         if getattr(given, name) is not None:
             raise wrong(("input", name), f"is a matter of {model.ref}, which training starts from; leave it out")

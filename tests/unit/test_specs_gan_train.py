@@ -220,6 +220,14 @@ def test_a_model_of_another_shape_is_refused(changes: dict[str, Any], field: str
     assert words in message
 
 
+@pytest.mark.parametrize("resolution", [8, 4096])
+def test_a_model_of_a_size_that_nothing_is_trained_at_is_refused(resolution: int) -> None:
+    model = replace(MODEL, parameters=MODEL.parameters | {"resolution": resolution})
+    loc, message = refused(request("old", resolution=None), Known(model=model))
+    assert loc == ("model",)
+    assert f"old@3 makes images of {resolution} pixels a side; models of 16 to 2048" in message
+
+
 def test_a_model_of_other_labels_is_refused() -> None:
     loc, message = refused(request("old"), Known(replace(DATASET, labels=("blue", "green"))))
     assert loc == ("input", "dataset")
