@@ -43,6 +43,10 @@ class GanTrainOptions:
 
     kimg: Annotated[float | None, typer.Option(help="GAN: how many thousand images to train on.")] = None
     architecture: Annotated[str | None, typer.Option(help="GAN: stylegan3-t, stylegan3-r or r3gan.")] = None
+    channel_base: Annotated[
+        int | None, typer.Option(help="GAN: width of the networks; the papers' when not given, on a CPU take 2048.")
+    ] = None
+    channel_max: Annotated[int | None, typer.Option(help="GAN: most feature maps of a layer; on a CPU take 64.")] = None
     conditional: Annotated[bool | None, typer.Option(help="GAN: learn the dataset's labels as classes.")] = None
     resize: Annotated[str | None, typer.Option(help="GAN: pad, crop or stretch what is no square.")] = None
     augment: Annotated[str | None, typer.Option(help="GAN: ada, fixed or none.")] = None
@@ -56,6 +60,8 @@ class GanTrainOptions:
         return {
             "kimg": self.kimg,
             "architecture": self.architecture,
+            "channel_base": self.channel_base,
+            "channel_max": self.channel_max,
             "conditional": self.conditional,
             "resize": self.resize,
             "augment": self.augment,

@@ -86,12 +86,13 @@ def test_a_gan_is_trained_from_random_weights_unless_a_model_is_named(spec: Spec
     options = ("--kimg", "50", "--architecture", "r3gan", "--resolution", "64", "--resize", "pad", "--conditional")
     made = spec(
         "train", "--family", "gan", "--dataset", "d", "--output-model", "m", *options, "--augment", "none",
-        "--r1-gamma", "2", "--on-collapse", "stop",
+        "--r1-gamma", "2", "--on-collapse", "stop", "--channel-base", "2048", "--channel-max", "64",
     )  # fmt: skip
     assert "model" not in made
     assert made["input"] == {
         "dataset": "d", "output_model": "m", "kimg": 50, "architecture": "r3gan", "resolution": 64, "resize": "pad",
         "conditional": True, "augment": "none", "r1_gamma": 2, "mode_collapse": {"action": "stop"},
+        "channel_base": 2048, "channel_max": 64,
     }  # fmt: skip
     again = spec("train", "--family", "gan", "--model", "m", "--dataset", "d", "--output-model", "m", "--kimg", "1")
     assert again["model"] == "m"
