@@ -110,19 +110,20 @@ def _new(given: GanTrainInput) -> dict[str, Any]:
 
 def _of_model(model: ModelVersion, given: GanTrainInput) -> dict[str, Any]:
     """What the networks of a model are. Raises Invalid where something else is asked for."""
+    resolution = int(model.parameters["resolution"])
     own = {
         "architecture": model.architecture,
-        "resolution": int(model.parameters["resolution"]),
+        "resolution": resolution,
         "conditional": bool(model.parameters.get("labels")),
     }
     for name, value in own.items():
         asked = getattr(given, name)
         if asked is not None and asked != value:
             raise wrong(("input", name), f"{model.ref} has {_json(value)}, not {_json(asked)}; leave it out")
-    if not LEAST_RESOLUTION <= own["resolution"] <= MOST_RESOLUTION:
+    if not LEAST_RESOLUTION <= resolution <= MOST_RESOLUTION:
         raise wrong(
             ("model",),
-            f"{model.ref} makes images of {own['resolution']} pixels a side; models of {LEAST_RESOLUTION} to "
+            f"{model.ref} makes images of {resolution} pixels a side; models of {LEAST_RESOLUTION} to "
             f"{MOST_RESOLUTION} can be trained on",
         )
     for name in ("channel_base", "channel_max", "layers"):

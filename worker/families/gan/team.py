@@ -175,7 +175,7 @@ def _accelerator(kind: str) -> Accelerator:
     """By this process's place in the environment. Accelerate knows one time limit only, which would hold for the
     beginning and for all that comes; so the processes meet before it looks, and it takes them as they are."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    store = torch.distributed.TCPStore(
+    store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), size, is_master=rank == 0, timeout=_JOINING
     )
     # NCCL meets through it once more, at the first step.
