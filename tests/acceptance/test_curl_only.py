@@ -156,7 +156,7 @@ def test_a_dataset_is_uploaded_as_the_document_says(newcomer: Newcomer, tmp_path
         ({"model": "no-such-model"}, 422, ["model"]),
         ({"input": {"prompt": "a bird", "width": 65}}, 422, ["input", "width"]),
         ({"input": {"prompt": "a bird", "colour": "blue"}}, 422, ["input", "colour"]),
-        ({"family": "gan"}, 422, ["family"]),
+        ({"family": "hybrid"}, 422, ["family"]),
     ],
 )
 def test_a_wrong_field_is_named_and_leaves_no_job(

@@ -67,7 +67,7 @@ def test_a_bad_line_is_answered_like_a_bad_request_and_hurts_no_other(client: Fl
         (line(1, input={"width": 60}), 422, "unsupported_size"),
         (line(1, model="no-such"), 422, "unknown_model"),
         (line(1, priority=11), 422, "invalid_request"),
-        ({"kind": "generate", "family": "gan", "model": "m", "input": {}}, 422, "family_unavailable"),
+        ({"kind": "generate", "family": "hybrid", "model": "m", "input": {}}, 422, "family_unavailable"),
         (line(1, idempotency_key="a key"), 422, "invalid_request"),
         (line(1, idempotency_key=7), 422, "invalid_request"),
         (line(1, webhook={"url": "https://10.0.0.1/"}), 422, "invalid_request"),
