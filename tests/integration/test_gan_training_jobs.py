@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -31,13 +30,12 @@ from calotype.datasets.importing import import_archive
 from calotype.doorbell import Doorbell
 from calotype.jobs import Artifact, Job, State
 from calotype.registry import ModelVersion
-from calotype.settings import Settings, environment
+from calotype.settings import Settings
 from calotype.tenants import Tenant
 
 #: Each trains on the real services; the default is for a machine that does nothing else.
 pytestmark = pytest.mark.timeout(300)
 
-ROOT = Path(__file__).resolve().parents[2]
 QUEUES = ("gan.train",)
 COLOURS = ("blue", "gold", "green", "red")
 #: Networks so small that a step takes tens of milliseconds.
@@ -425,47 +423,19 @@ def test_a_training_that_is_shut_down_goes_on_elsewhere_to_the_bitwise_same_mode
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-@pytest.fixture
-def start_worker(settings: Settings, tmp_path: Path) -> Iterator[Callable[[str], subprocess.Popen[bytes]]]:
-    """`start_worker(name)`: a worker process for trainings; its log is `<name>.log`."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(name: str) -> subprocess.Popen[bytes]:
-        with (tmp_path / f"{name}.log").open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--queues", "gan.train"],
-                env={
-                    "PATH": os.defpath,
-                    "PYTHONPATH": str(ROOT),
-                    "OMP_WAIT_POLICY": "passive",
-                    "OMP_NUM_THREADS": "1",
-                    **environment(settings),
-                },
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-            )
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-
-
 @pytest.mark.timeout(900)
 def test_a_training_whose_worker_is_killed_goes_on_in_another_process_bitwise_equal(
     runner: Runner,
     dataset: Dataset,
-    start_worker: Callable[[str], subprocess.Popen[bytes]],
+    start_python: Callable[..., subprocess.Popen[bytes]],
     eventually: Callable[..., Any],
 ) -> None:
     watch = {"every_steps": 20, "samples": 16, "warmup_steps": 0, "action": "raise_augmentation", "patience": 1}
     plan: dict[str, Any] = {"kimg": 0.48, "checkpoint_every": 25, "snapshot_every": 20, "mode_collapse": watch}
     whole = runner.submit(train(dataset, **plan, output_model="whole"))
-    first = start_worker("first")
+    worker = ("-m", "worker", "--queues", "gan.train")
+    calm = {"settings": runner.settings, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"}
+    first = start_python("first", *worker, **calm)
     eventually(lambda: runner.get(whole).state is State.SUCCEEDED, 300.0)
     broken = runner.submit(train(dataset, **plan))
     eventually(lambda: runner.step_of(broken) >= 28, 300.0)
@@ -481,7 +451,7 @@ def test_a_training_whose_worker_is_killed_goes_on_in_another_process_bitwise_eq
         return runner.get(broken).state is State.QUEUED
 
     eventually(reaped, 60.0)
-    start_worker("second")
+    start_python("second", *worker, **calm)
     eventually(lambda: runner.get(broken).state is State.SUCCEEDED, 300.0)
     ours, theirs = runner.get(broken).result, runner.get(whole).result
     assert ours is not None and theirs is not None
