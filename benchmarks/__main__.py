@@ -17,6 +17,7 @@ from benchmarks import (
     cancel,
     claims,
     fairness,
+    gan,
     interactive,
     machine,
     overhead,
@@ -42,6 +43,7 @@ MEASUREMENTS: dict[str, Callable[[Scale], Report]] = {
     "recovery": recovery.main,
     "api-process": api_process.main,
     "starter-quality": starter_quality.main,
+    "gan": gan.main,
 }
 
 
