@@ -1,6 +1,6 @@
 """Times, memory, operations and precision of one GAN, in the process that this runs in.
 
-Memory comes first: what is needed to measure the rest would count.
+Memory comes first: what is needed to measure the rest would count, and operations that are watched take more.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def _sampling(case: Case, meter: MemoryMeter) -> Found:
     generator = fresh_networks(case.spec(), 0).generator.eval().requires_grad_(False)
     sampler = make_sampler(generator)
     calls = {batch: _sampling_call(sampler, batch) for batch in case.batches}
-    flops, doubles = _count(calls)
-    _warm_up(calls)
+    _repeat(calls, WARMUP_CALLS)
     peak = meter.peak()
+    flops, doubles = _count(calls)
     bare = {} if case.architecture == "r3gan" else {-batch: _without_filters(call) for batch, call in calls.items()}
-    _warm_up(bare)
+    _repeat(bare, WARMUP_CALLS)
     seconds, machine = _in_turn({**calls, **bare}, case.rounds)
     return Found(
         seconds={batch: seconds[batch] / batch for batch in calls},
@@ -74,8 +74,9 @@ def _training(case: Case, meter: MemoryMeter) -> Found:
     trainer = build_trainer(case.spec(), _images(case.resolution), None, device=CPU, replicas=Alone())
     every, batch = trainer.settings.penalty_every, trainer.settings.batch_size
     calls: dict[int, Call] = {1: _penalised_step(trainer)} | ({} if every == 1 else {0: trainer.step})
-    flops, doubles = _count(calls, batch)
+    _repeat(calls, 1)
     peak = meter.peak()
+    flops, doubles = _count(calls, batch)
     seconds, machine = _in_turn(calls, case.rounds)
     return Found(
         seconds={batch: spread(seconds, every) / batch},
@@ -121,7 +122,7 @@ def _in_turn(calls: Mapping[int, Call], rounds: int) -> tuple[dict[int, float], 
 
 def _count(calls: Mapping[int, Call], batch: int | None = None) -> tuple[dict[int, float], tuple[str, ...]]:
     """Operations of each call, and those in double precision of all; calls are of `batch` images, or of as many as
-    their key says. They are the first calls: like any other they find what later ones need."""
+    their key says."""
     flops, doubles = {}, []
     for kind, call in calls.items():
         with DoublePrecision(batch or kind) as precision:
@@ -130,9 +131,9 @@ def _count(calls: Mapping[int, Call], batch: int | None = None) -> tuple[dict[in
     return flops, tuple(doubles)
 
 
-def _warm_up(calls: Mapping[int, Call]) -> None:
+def _repeat(calls: Mapping[int, Call], times: int) -> None:
     for call in calls.values():
-        for _ in range(WARMUP_CALLS):
+        for _ in range(times):
             call()
 
 
