@@ -6,7 +6,20 @@ import sqlalchemy as sa
 from flask import Flask
 
 from api import document, errors, metrics, observe, pages, turns
-from api.resources import admin, bulk, datasets, events, explain, fleet, jobs, models, service, usage, webhooks
+from api.resources import (
+    admin,
+    bulk,
+    datasets,
+    events,
+    explain,
+    fleet,
+    jobs,
+    model_uploads,
+    models,
+    service,
+    usage,
+    webhooks,
+)
 from api.services import EXTENSION, Services
 from api.uploads import UploadRequest
 from api.watch import Watcher
@@ -55,7 +68,7 @@ def create_app(
     observe.install(app, registry)
     turns.install(app, here.turns)
     errors.install(app)
-    for part in (jobs, bulk, events, explain, webhooks, datasets, models, fleet, usage, admin):
+    for part in (jobs, bulk, events, explain, webhooks, datasets, models, model_uploads, fleet, usage, admin):
         app.register_blueprint(part.blueprint, url_prefix="/v1")
     for open_part in (service, document, pages):
         app.register_blueprint(open_part.blueprint)

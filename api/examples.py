@@ -144,6 +144,16 @@ KEY_EXAMPLE = Example(
     value={"tenant": "brand-studio", "name": "web shop", "scopes": ["jobs:read", "jobs:write"]},
 )
 UPLOAD_EXAMPLE = Example(name="upload", summary="announce a large archive", value={"name": "brand-logos"})
+MODEL_UPLOAD_EXAMPLE = Example(
+    name="upload",
+    summary="announce the folder of a GAN",
+    value={
+        "files": [
+            {"path": "model.json", "bytes": 1460},
+            {"path": "generator.safetensors", "bytes": 58_720_256},
+        ]
+    },
+)
 MODEL_EXAMPLES = (
     Example(
         name="hub",

@@ -14,14 +14,16 @@ from calotype.gan_description import (
     GENERATOR,
     MAX_BYTES,
     GanDescription,
-    GanLicence,
     UnreadableDescription,
+    licence_mistake,
 )
 from calotype.registry import ModelFile
 
 
-def read_description(store: ObjectStore, files: Sequence[ModelFile], architecture: str) -> GanDescription:
-    """What the folder's `model.json` says.
+def read_description(
+    store: ObjectStore, files: Sequence[ModelFile], architecture: str, loc: tuple[str, ...]
+) -> GanDescription:
+    """What the folder's `model.json` says; ``loc`` is the field of the request that names the folder.
 
     Raises:
         Invalid: it is missing, says nothing that makes a GAN, or says another architecture than the request.
@@ -30,15 +32,13 @@ def read_description(store: ObjectStore, files: Sequence[ModelFile], architectur
     by_name = {file.path: file for file in files}
     for name in (FILE, GENERATOR):
         if name not in by_name:
-            raise _wrong(
-                ("source", "prefix"), f"holds no {name}; upload the folder of a GAN as training or import made it"
-            )
+            raise _wrong(loc, f"holds no {name}; upload the folder of a GAN as training or import made it")
     if by_name[FILE].bytes > MAX_BYTES:
-        raise _wrong(("source", "prefix"), f"holds a {FILE} of more than {MAX_BYTES:,} bytes")
+        raise _wrong(loc, f"holds a {FILE} of more than {MAX_BYTES:,} bytes")
     try:
         description = GanDescription.read(store.get_bytes(by_name[FILE].object_key))
     except UnreadableDescription as exc:
-        raise _wrong(("source", "prefix"), f"holds a {FILE} that describes no GAN: {exc}") from exc
+        raise _wrong(loc, f"holds a {FILE} that describes no GAN: {exc}") from exc
     if description.architecture != architecture:
         raise _wrong(("architecture",), f"the folder's {FILE} says {description.architecture}, not {architecture}")
     return description
@@ -52,24 +52,13 @@ def accepted_licence(
     Raises:
         Invalid: the folder is under another licence than the request says, or under one that has to be accepted.
     """
-    own = description.licence
-    if own is not None and own.id != licence:
-        raise _wrong(("licence",), f"the folder's {FILE} says {own.id}; weights keep their licence")
-    if own is None or own.commercial_use:
-        if accepted is not None:
-            raise _wrong(("accept_licence",), "nothing has to be accepted for these weights; leave it out")
+    mistake = licence_mistake(description, licence, accepted)
+    if mistake is not None:
+        field, msg = mistake
+        raise _wrong((field,), msg)
+    if accepted is None:
         return {}
-    if accepted != own.id:
-        raise _wrong(("accept_licence",), _asked_for(own, accepted))
-    return {"accepted_licence": {"id": own.id, "key_id": str(key_id), "at": _now()}}
-
-
-def _asked_for(licence: GanLicence, accepted: str | None) -> str:
-    said = "it was not accepted" if accepted is None else f"{accepted[:100]!r} is another one"
-    return (
-        f"the weights are under {licence.id}, which allows no commercial use, and {said}. "
-        f"When you have read it and keep to it, say so with {licence.id!r}"
-    )
+    return {"accepted_licence": {"id": accepted, "key_id": str(key_id), "at": _now()}}
 
 
 def _now() -> str:

@@ -1,4 +1,4 @@
-"""Where a model that is registered comes from: files in the object store, or a pinned revision of a hub."""
+"""Where a model that is registered comes from: an upload, files in the object store, or a pinned revision of a hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from uuid import UUID
 from pydantic import Field, StringConstraints
 
 from api.reading import Body
-from calotype.artifacts import ObjectStore, StoredObject
+from calotype.archive import megabytes
+from calotype.artifacts import ObjectStore, StoredObject, model_upload_prefix
 from calotype.errors import FieldError, Invalid
 from calotype.registry import ModelFile
 
@@ -22,6 +23,7 @@ SAFE_NAME = re.compile(r".+\.(safetensors|json|txt|model|md)|(.+/)?LICENSE[^/]*"
 
 #: Each part begins with a letter or digit, so that no path can be made of it.
 HUB_REPO = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+UPLOAD_ID = r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$"
 
 
 class S3Source(Body):
@@ -43,12 +45,56 @@ class HubSource(Body):
     )
 
 
-Source = Annotated[S3Source | HubSource, Field(discriminator="type")]
+class UploadSource(Body):
+    """Files that you have put to the URLs of an upload."""
+
+    type: Literal["upload"]
+    id: Annotated[str, StringConstraints(pattern=UPLOAD_ID)] = Field(
+        description="As `POST /v1/models/uploads` gave it."
+    )
+
+
+Source = Annotated[S3Source | HubSource | UploadSource, Field(discriminator="type")]
+#: Where errors about the files of a source belong.
+FILES_LOC = {"s3": ("source", "prefix"), "upload": ("source", "id"), "hub": ("source", "repo")}
 
 
 def imports_prefix(tenant_id: UUID) -> str:
     """Where a tenant puts the files of models it registers; nothing else is kept there."""
     return f"tenants/{tenant_id}/imports/"
+
+
+def files_of(store: ObjectStore, tenant_id: UUID, source: Source, most_bytes: int) -> tuple[ModelFile, ...]:
+    """The files of a model, each read once for its digest; none of a model that workers fetch from a hub.
+
+    Raises:
+        Invalid: the source is not the tenant's, holds nothing, or holds what is no part of a safe model; an upload of
+            more than ``most_bytes``.
+        DependencyDown: the store cannot be read.
+    """
+    match source:
+        case S3Source():
+            return files_below(store, tenant_id, source)
+        case UploadSource():
+            return files_uploaded(store, tenant_id, source, most_bytes)
+        case HubSource():
+            return ()
+
+
+def files_uploaded(store: ObjectStore, tenant_id: UUID, source: UploadSource, most_bytes: int) -> tuple[ModelFile, ...]:
+    """What was put to the URLs of an upload, which are for the files of a GAN and for nothing else.
+
+    Raises:
+        Invalid: there is more than ``most_bytes``.
+        DependencyDown: the store cannot be read.
+    """
+    prefix = model_upload_prefix(tenant_id, UUID(source.id))
+    found = list(store.list_keys(prefix))
+    # The URLs take whatever is put there: what was announced binds nobody.
+    if sum(stored.bytes for stored in found) > most_bytes:
+        msg = f"holds more than the {megabytes(most_bytes)} that are taken; upload a smaller model"
+        raise Invalid(errors=[FieldError(loc=FILES_LOC["upload"], msg=msg)])
+    return tuple(_file(store, stored, prefix) for stored in found)
 
 
 def files_below(store: ObjectStore, tenant_id: UUID, source: S3Source) -> tuple[ModelFile, ...]:
@@ -90,4 +136,4 @@ def _file(store: ObjectStore, stored: StoredObject, prefix: str) -> ModelFile:
 
 
 def _wrong(msg: str) -> Invalid:
-    return Invalid(errors=[FieldError(loc=("source", "prefix"), msg=msg)])
+    return Invalid(errors=[FieldError(loc=FILES_LOC["s3"], msg=msg)])

@@ -49,6 +49,7 @@ PATH_PARAMETERS: Mapping[str, tuple[str, Json]] = {
     "artifact_name": ("Name of the artifact within the job.", {"type": "string"}),
     "dataset_id": ("Id of the dataset, `ds_…`.", {"type": "string"}),
     "model_name": ("`name`, or `name@version`.", {"type": "string"}),
+    "upload_id": ("Id of the upload.", {"type": "string", "format": "uuid"}),
     "tenant": ("Name of the tenant.", {"type": "string"}),
     "queue": ("Name of the queue, `<family>.<kind>`.", {"type": "string"}),
     "worker_id": ("Id of the worker.", {"type": "string", "format": "uuid"}),

@@ -33,7 +33,7 @@ from calotype.ids import new_id
 from calotype.jobs import Artifact
 from calotype.settings import Settings
 
-__all__ = ["Artifact", "ObjectStore", "StoredObject", "dataset_key", "job_prefix", "upload_key"]
+__all__ = ["Artifact", "ObjectStore", "StoredObject", "dataset_key", "job_prefix", "model_upload_prefix", "upload_key"]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +60,11 @@ def dataset_key(tenant_id: UUID | None, digest: str) -> str:
 def upload_key(tenant_id: UUID) -> str:
     """A fresh place for a client's direct upload."""
     return f"tenants/{tenant_id}/uploads/{new_id()}"
+
+
+def model_upload_prefix(tenant_id: UUID, upload_id: UUID) -> str:
+    """Where a client puts the files of one model, which it then registers."""
+    return f"tenants/{tenant_id}/model-uploads/{upload_id}/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +232,14 @@ class ObjectStore:
         with _translated(key):
             found = self._client.stat_object(self.bucket, key)
             return StoredObject(key=key, bytes=found.size or 0, modified=found.last_modified or datetime.now(UTC))
+
+    def has(self, key: str) -> bool:
+        """Whether there is such an object."""
+        try:
+            self.stat(key)
+        except NotFound:
+            return False
+        return True
 
     def list_keys(self, prefix: str) -> Iterator[StoredObject]:
         """Every object under ``prefix``."""

@@ -5,12 +5,12 @@ Training and importing write it; the registry reads it when a model is registere
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 #: The file's name.
-FILE = "model.json"
+FILE: Final = "model.json"
 #: The averaged generator, from which images are made; the one that training moves, and its discriminator, from which
 #: training can go on. Only the first is always there.
 GENERATOR, LIVE_GENERATOR, DISCRIMINATOR = (
@@ -18,6 +18,9 @@ GENERATOR, LIVE_GENERATOR, DISCRIMINATOR = (
     "generator_live.safetensors",
     "discriminator.safetensors",
 )
+#: Every file that such a folder may have.
+FileName = Literal["model.json", "generator.safetensors", "generator_live.safetensors", "discriminator.safetensors"]
+FILES: tuple[FileName, ...] = get_args(FileName)
 #: An official network's configuration has a few kilobytes; this is room for a thousand labels of 200 letters.
 MAX_BYTES = 1 << 20
 
@@ -136,3 +139,28 @@ def registry_parameters(description: GanDescription, default_truncation_psi: flo
         "style_layers": description.style_layers,
         "default_truncation_psi": psi,
     }
+
+
+def licence_mistake(
+    description: GanDescription, licence: str, accepted: str | None
+) -> tuple[Literal["licence", "accept_licence"], str] | None:
+    """Why such a model cannot be registered under a licence and with what was accepted: the field, and the reason.
+
+    Weights keep the licence that their folder names, and one that allows no commercial use is accepted by its name.
+    """
+    own = description.licence
+    if own is not None and own.id != licence:
+        return "licence", f"the folder's {FILE} says {own.id}; weights keep their licence"
+    if own is None or own.commercial_use:
+        if accepted is not None:
+            return "accept_licence", "nothing has to be accepted for these weights; leave it out"
+        return None
+    return None if accepted == own.id else ("accept_licence", _asked_for(own, accepted))
+
+
+def _asked_for(licence: GanLicence, accepted: str | None) -> str:
+    said = "it was not accepted" if accepted is None else f"{accepted[:100]!r} is another one"
+    return (
+        f"the weights are under {licence.id}, which allows no commercial use, and {said}. "
+        f"When you have read it and keep to it, say so with {licence.id!r}"
+    )

@@ -44,7 +44,7 @@ class NewVersion:
     #: The pipeline's kind, e.g. ``sd3``; ``lora`` for adapters.
     architecture: str
     files: Sequence[ModelFile]
-    #: Where it comes from: ``{"type": "starter" | "s3" | "hub" | "train", …}``.
+    #: Where it comes from: ``{"type": "starter" | "upload" | "s3" | "hub" | "train", …}``.
     source: Mapping[str, Any]
     #: For adapters: the model they fit, ``name@version``.
     base: str | None = None

@@ -137,7 +137,7 @@ class Settings:
         _count, 3000, "Connections a server process accepts; must exceed the requests and waiting clients together."
     )
     max_body_bytes: int = _setting(_count, 1 << 20, "Largest JSON body.")
-    max_upload_bytes: int = _setting(_count, 2 << 30, "Largest dataset archive.")
+    max_upload_bytes: int = _setting(_count, 2 << 30, "Largest dataset archive, and largest upload of a model.")
     database_pool: int = _setting(_count, 16, "Postgres connections of a process; at least 2 of an API process.")
     gpu_hour_usd: float | None = _setting(
         _positive, None, "Price of a device-hour in US dollars; quotes show money when it is set."

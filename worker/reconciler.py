@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine
 
-from calotype import datasets, events, idempotency, queue, retention, workers
+from calotype import datasets, events, idempotency, model_uploads, queue, retention, workers
 from calotype import log as logs
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine, transaction
@@ -45,7 +45,7 @@ DEAD_AFTER_LEASES = 3
 KEEP_RETIRED_SECONDS = 7 * 86_400.0
 #: Longest pause between rounds while a dependency is away, seconds.
 LONGEST_PAUSE_SECONDS = 15.0
-#: How long a client may take between asking for an upload and completing it.
+#: How long a client may take between asking for an upload and completing it, or registering it as a model.
 UPLOAD_SECONDS = 86_400.0
 #: Longest pause between two looks for orphaned objects, seconds.
 LONGEST_COLLECT_PAUSE_SECONDS = 900.0
@@ -129,6 +129,7 @@ class Reconciler:
             self._thin()
             orphans.collect(self._engine, self._store, self._settings.orphan_seconds)
             datasets.expire_uploads(self._engine, self._store, UPLOAD_SECONDS)
+            model_uploads.collect_uploads(self._engine, self._store, UPLOAD_SECONDS)
             datasets.collect_objects(self._engine, self._store, self._settings.orphan_seconds)
 
     def retire(self) -> None:

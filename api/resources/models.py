@@ -16,10 +16,10 @@ from api import gan_models, model_sources, paging, reading, schemas, serialize
 from api.auth import principal
 from api.calls import Answer, JsonBody, call
 from api.examples import MODEL_EXAMPLES
-from api.model_sources import S3Source, Source
+from api.model_sources import FILES_LOC, Source, UploadSource
 from api.paging import PageQuery
 from api.services import Services, services
-from calotype import registry
+from calotype import model_uploads, registry
 from calotype.database import transaction
 from calotype.errors import FieldError, Invalid, NotFound
 from calotype.gan_description import ARCHITECTURES, registry_parameters
@@ -100,12 +100,16 @@ class NewModel(reading.Body):
                 raise ValueError(f"a GAN has the architecture {', '.join(ARCHITECTURES)}, not {self.architecture}")
             if self.parameters is not None or self.base is not None:
                 raise ValueError("parameters and base are not for GANs: a GAN's model.json says what it can do")
-            if self.source.type != "s3":
-                raise ValueError("a GAN is registered from files in the object store: give a source of type s3")
+            if self.source.type == "hub":
+                raise ValueError(
+                    "a GAN is registered from files in the object store: give a source of type upload or s3"
+                )
             if self.architecture == "r3gan" and self.default_truncation_psi not in (None, 1):
                 raise ValueError("r3gan has no truncation: leave default_truncation_psi out")
         elif self.accept_licence is not None or self.default_truncation_psi is not None:
             raise ValueError("accept_licence and default_truncation_psi are for GANs only")
+        elif self.source.type == "upload":
+            raise ValueError("uploads are for GANs only: give a source of type hub or s3")
         return self
 
     @model_validator(mode="after")
@@ -126,8 +130,8 @@ class NewModel(reading.Body):
     "Register a model",
     scope=Scope.JOBS_WRITE,
     description="Registers the next version of `name`, from a hub at a pinned revision or from files that are "
-    "in the object store below `tenants/<your tenant id>/imports/`; their digests are taken now, so that a "
-    "later change is noticed. Weights must be safetensors. A GAN is the folder that training or "
+    "in the object store, uploaded or below `tenants/<your tenant id>/imports/`; their digests are taken now, so "
+    "that a later change is noticed. Weights must be safetensors. A GAN is the folder that training or "
     "`calotype models import-stylegan3` made, and its `model.json` says what it can do.",
     body=JsonBody.of(NewModel, *MODEL_EXAMPLES),
     answers=[Answer(status=201, description="The version.", model=schemas.Model, headers=MODEL_HEADERS)],
@@ -138,7 +142,7 @@ def register_model(body: NewModel) -> ResponseReturnValue:
     tenant_id = principal().tenant_id
     base = _pinned_base(here, tenant_id, body.base)
     # Read before the transaction: gigabytes take minutes, and no lock may be held meanwhile.
-    files = model_sources.files_below(here.store, tenant_id, body.source) if isinstance(body.source, S3Source) else ()
+    files = model_sources.files_of(here.store, tenant_id, body.source, here.settings.max_upload_bytes)
     parameters, accepted = _particulars(here, body, files)
     new = NewVersion(
         name=body.name,
@@ -152,6 +156,8 @@ def register_model(body: NewModel) -> ResponseReturnValue:
         parameters=parameters,
     )
     with transaction(here.engine) as conn:
+        if isinstance(body.source, UploadSource):
+            model_uploads.hold_upload(conn, here.store, tenant_id, UUID(body.source.id), files)
         version = registry.register_version(conn, new)
         return _model_answer(_model(conn, tenant_id, version), 201)
 
@@ -162,7 +168,7 @@ def _particulars(
     """The version's parameters, and what is kept of the acceptance of its licence."""
     if body.family != "gan":
         return (body.parameters.model_dump() if body.parameters is not None else {}), {}
-    description = gan_models.read_description(here.store, files, body.architecture)
+    description = gan_models.read_description(here.store, files, body.architecture, FILES_LOC[body.source.type])
     accepted = gan_models.accepted_licence(description, body.licence, body.accept_licence, principal().key_id)
     return registry_parameters(description, body.default_truncation_psi), accepted
 

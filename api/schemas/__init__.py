@@ -9,7 +9,7 @@ from api.schemas.datasets import Dataset, DatasetPage, DatasetUpload
 from api.schemas.events import Event, EventPage
 from api.schemas.fleet import Queue, QueuePage, Worker, WorkerPage
 from api.schemas.jobs import Artifact, Job, JobError, JobPage, JobUrls, Progress
-from api.schemas.models import Model, ModelFile, ModelPage, ModelVersion
+from api.schemas.models import FileUpload, Model, ModelFile, ModelPage, ModelUpload, ModelVersion
 from api.schemas.problems import Problem, ProblemError, ProblemField
 from api.schemas.service import Check, Checks, Health, Readiness
 from api.schemas.usage import Usage, UsagePage
@@ -27,6 +27,7 @@ __all__ = [
     "DatasetUpload",
     "Event",
     "EventPage",
+    "FileUpload",
     "Health",
     "IssuedKey",
     "Job",
@@ -38,6 +39,7 @@ __all__ = [
     "Model",
     "ModelFile",
     "ModelPage",
+    "ModelUpload",
     "ModelVersion",
     "Page",
     "Problem",

@@ -6,13 +6,14 @@ from typing import Annotated
 
 import typer
 
-from calotype.cli import models_import
+from calotype.cli import models_import, models_register
 from calotype.cli.connect import ApiKey, AsJson, Url, connect
 from calotype.cli.console import err, out, print_json
 from calotype.cli.render import table
 
-app = typer.Typer(help="List, show, delete and import models.", no_args_is_help=True)
+app = typer.Typer(help="List, show, register, delete and import models.", no_args_is_help=True)
 app.command("import-stylegan3")(models_import.import_stylegan3)
+app.command("register")(models_register.register)
 
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="The name of a model.", show_default=False)]
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from calotype.cli.console import fail, out, print_json
+from calotype.cli.console import err, fail, out, print_json
 
 #: What has to be accepted, by the word that accepts it.
 LICENCE = "nvidia-source-code-licence"
@@ -51,7 +51,7 @@ def import_stylegan3(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Convert an official StyleGAN3 network to safetensors, with its configuration, licence and origin."""
-    _check_name(name)
+    check_name(name)
     _check_licence(accept_licence)
     _check_installed()
     target = folder or Path(name)
@@ -61,9 +61,12 @@ def import_stylegan3(
         return
     size = description["generator"]["resolution"]
     out().print(f"{target} ({description['architecture']}, {size} x {size} pixels, {LICENCE})", markup=False)
+    command = f"calotype models register {target} --name {name} --accept-licence {LICENCE}"
+    err().print(f"Make it usable with: {command}", markup=False)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """BadParameter for what can name no model."""
     from calotype.specs.common import MODEL_NAME
 
     if re.fullmatch(MODEL_NAME, name) is None:

@@ -113,7 +113,7 @@ def _known(engine: sa.Engine, store: ObjectStore, tenant_id: UUID | None, digest
     """The owner's dataset of this digest, if its object is there too."""
     with transaction(engine) as conn:
         found = _same(conn, tenant_id, digest)
-    return found if found is not None and _is_stored(store, found.object_key) else None
+    return found if found is not None and store.has(found.object_key) else None
 
 
 def _store(engine: sa.Engine, store: ObjectStore, target: Path, row: dict[str, Any], upload_id: str | None) -> Dataset:
@@ -137,7 +137,7 @@ def _commit(engine: sa.Engine, store: ObjectStore, row: dict[str, Any], upload_i
     """Makes the row, or finds the one there is; the object is there when it is visible."""
     with transaction(engine) as conn:
         _lock(conn, row["object_key"])
-        if not _is_stored(store, row["object_key"]):
+        if not store.has(row["object_key"]):
             raise _VanishedError
         found = _same(conn, row["tenant_id"], row["digest"])
         if found is None:
@@ -171,14 +171,6 @@ def _same(conn: sa.Connection, tenant_id: UUID | None, digest: str) -> Dataset |
 def _lock(conn: sa.Connection, key: str) -> None:
     """Held until the transaction ends, by whoever makes or removes what the key names."""
     conn.execute(sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:key, 0))"), {"key": key})
-
-
-def _is_stored(store: ObjectStore, key: str) -> bool:
-    try:
-        store.stat(key)
-    except NotFound:
-        return False
-    return True
 
 
 def _digest(path: Path) -> str:

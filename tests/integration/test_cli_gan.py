@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -13,8 +13,7 @@ import small_gan
 from PIL import Image
 
 from calotype.artifacts import ObjectStore
-from calotype.database import connect_engine, transaction
-from calotype.tenants import authenticate
+from calotype.client import Client, ConnectionFailedError
 
 if TYPE_CHECKING:
     from tests.conftest import Ended, RunningUp
@@ -23,25 +22,27 @@ Cli = Callable[..., "Ended"]
 
 
 @pytest.fixture
-def registered(stack: RunningUp, tmp_path: Path) -> str:
-    """The name of a small GAN that its owner has put into the store and registered over HTTP."""
-    settings = stack.settings()
-    engine = connect_engine(settings, application_name="test")
-    with transaction(engine) as conn:
-        owner = authenticate(conn, stack.api_key).tenant_id
-    engine.dispose()
+def folder(tmp_path: Path) -> Path:
+    """A small GAN on its owner's disk."""
     small_gan.save_small_gan(tmp_path / "gan")
-    prefix, store = f"tenants/{owner}/imports/small/", ObjectStore(settings)
-    for path in (tmp_path / "gan").iterdir():
-        store.put_file(prefix + path.name, path)
-    body = {
-        "name": "small-gan", "family": "gan", "architecture": "stylegan3-t", "licence": "Apache-2.0",
-        "source": {"type": "s3", "prefix": prefix}, "default_truncation_psi": 0.7,
-    }  # fmt: skip
-    key = {"Authorization": f"Bearer {stack.api_key}"}
-    answer = httpx.post(f"{stack.url}/v1/models", json=body, headers=key, timeout=60)
-    assert answer.status_code == 201, answer.text
+    return tmp_path / "gan"
+
+
+@pytest.fixture
+def registered(cli: Cli, folder: Path) -> str:
+    """The name of a small GAN that its owner has registered from the command line."""
+    options = ("--name", "small-gan", "--licence", "Apache-2.0", "--truncation-psi", "0.7", "--json")
+    ended = cli("models", "register", str(folder), *options)
+    assert ended.code == 0, ended.err
+    assert ended.json["source"]["type"] == "upload"
     return "small-gan"
+
+
+@pytest.fixture
+def uploads(stack: RunningUp) -> Callable[[], set[str]]:
+    """The keys of what was uploaded for models so far."""
+    store = ObjectStore(stack.settings())
+    return lambda: {stored.key for stored in store.list_keys("tenants/") if "/model-uploads/" in stored.key}
 
 
 def test_a_registered_gan_makes_images_and_an_animation(cli: Cli, registered: str, tmp_path: Path) -> None:
@@ -65,3 +66,33 @@ def test_a_wrong_label_is_told_on_the_command_line_with_those_there_are(cli: Cli
     ended = cli("submit", "generate", "--family", "gan", "--model", registered, "--label", "pink")
     assert ended.code == 1
     assert "red, green, blue" in " ".join(ended.err.split())
+
+
+def test_an_upload_that_breaks_off_leaves_nothing(
+    stack: RunningUp, folder: Path, uploads: Callable[[], set[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights arrive, then the connection is lost."""
+    before = uploads()
+    body = {"name": "lost-gan", "family": "gan", "architecture": "stylegan3-t", "licence": "Apache-2.0"}
+    files = [folder / "generator.safetensors", folder / "model.json"]
+    with Client(stack.url, stack.api_key) as client:
+        send = client._plain.put
+
+        def put(url: str, **options: Any) -> httpx.Response:
+            if "model.json" in url:
+                assert len(uploads() - before) == 1
+                raise httpx.WriteError("connection reset")
+            return send(url, **options)
+
+        monkeypatch.setattr(client._plain, "put", put)
+        with pytest.raises(ConnectionFailedError, match=r"model\.json could not be put"):
+            client.register_model(body, files)
+    assert uploads() == before
+
+
+def test_a_registration_that_is_refused_leaves_nothing(cli: Cli, folder: Path, uploads: Callable[[], set[str]]) -> None:
+    before = uploads()
+    ended = cli("models", "register", str(folder), "--name", "starter-diffusion", "--licence", "MIT")
+    assert ended.code == 1
+    assert "is a shared model" in " ".join(ended.err.split())
+    assert uploads() == before

@@ -15,14 +15,16 @@ from postgres_outage import Outage
 from sqlalchemy import Engine
 
 from calotype import events, queue, tables
-from calotype.artifacts import ObjectStore
+from calotype.artifacts import ObjectStore, model_upload_prefix
 from calotype.database import connect_engine, transaction
 from calotype.doorbell import Doorbell
 from calotype.errors import DependencyDown
+from calotype.ids import new_id
 from calotype.jobs import Job, Progress, State
 from calotype.settings import Settings
 from calotype.tenants import Tenant
 from calotype.workers import WorkerState, list_workers, seen
+from worker import reconciler
 from worker.reconciler import Leadership, Reconciler, forgotten_queues
 
 QUEUE = "diffusion.generate"
@@ -119,6 +121,22 @@ def test_progress_of_jobs_that_ended_long_ago_is_dropped(
     with transaction(engine) as conn:
         left = events.list_events(conn, job.tenant_id, job.id).events
     assert [event.type for event in left] == ["state", "state", "state"]
+
+
+def test_an_upload_of_a_model_that_nobody_registers_is_collected(
+    take_seat: Callable[..., Seat],
+    store: ObjectStore,
+    make_tenant: Callable[..., Tenant],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = f"{model_upload_prefix(make_tenant().id, new_id())}model.json"
+    store.put_bytes(key, b"{}")
+    seat = take_seat()
+    seat.reconciler.collect()
+    assert store.has(key)
+    monkeypatch.setattr(reconciler, "UPLOAD_SECONDS", -60.0)
+    seat.reconciler.collect()
+    assert not store.has(key)
 
 
 def test_a_lapsed_lease_is_reaped_and_the_queue_rung_for(

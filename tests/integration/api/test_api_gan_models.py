@@ -149,7 +149,7 @@ def test_a_folder_without_its_generator_is_refused(client: FlaskClient, put: Put
     [
         ({"architecture": "sd3"}, "a GAN has the architecture stylegan3-t, stylegan3-r, r3gan, not sd3"),
         ({"base": "other"}, "parameters and base are not for GANs"),
-        ({"source": {"type": "hub", "repo": "a/b", "revision": "0" * 40}}, "give a source of type s3"),
+        ({"source": {"type": "hub", "repo": "a/b", "revision": "0" * 40}}, "give a source of type upload or s3"),
         ({"architecture": "r3gan", "default_truncation_psi": 0.5}, "r3gan has no truncation"),
         ({"family": "diffusion", "architecture": "lora", "base": "x", "accept_licence": "MIT"}, "are for GANs only"),
     ],
