@@ -50,5 +50,5 @@ $(STAMP): pyproject.toml constraints.txt
 	  echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable '.[api,worker,local,dev,bench]'
+	  --editable '.[api,worker,tracking,local,dev,bench]'
 	@touch $@
