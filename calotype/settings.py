@@ -71,7 +71,7 @@ def _path(value: str) -> Path:
 def _choice(*allowed: str) -> Callable[[str], str]:
     def parse(value: str) -> str:
         if value not in allowed:
-            raise ValueError(f"must be one of {', '.join(allowed)}")
+            raise ValueError(f"must be one of {', '.join(name or 'nothing' for name in allowed)}")
         return value
 
     return parse
@@ -200,6 +200,17 @@ class Settings:
         1,
         "Most GPUs that one training of a GAN takes of a machine; more than 1 only where no other worker uses them.",
     )
+    tracker: str = _setting(
+        _choice("", "tensorboard", "wandb"),
+        "",
+        "Where trainings are tracked besides: `tensorboard`, `wandb`.",
+    )
+    tracker_project: str = _setting(_text, "calotype", "Project of Weights & Biases that the runs go to.")
+    tracker_entity: str | None = _setting(_text, None, "Team or user it belongs to; unset: the key's own.")
+    tracker_url: str | None = _setting(
+        _url("http", "https"), None, "Address of a W&B server of one's own; unset: the public service."
+    )
+    tracker_key: str | None = _setting(_text, None, "Key of the W&B account that writes the runs.", secret=True)
     heartbeat_file: Path | None = _setting(_path, None, "A worker touches this file while it is alive (probes).")
     hub_url: str | None = _setting(_url("http", "https"), None, "A model hub mirror.")
     hub_token: str | None = _setting(_text, None, "Token for gated models.", secret=True)

@@ -11,6 +11,7 @@ from calotype import log as logs
 from calotype.errors import SettingsError
 from calotype.jobs import QUEUES
 from calotype.settings import load_settings
+from worker import tracking
 from worker.exit import ExitCode
 from worker.families import HANDLERS
 from worker.process import WorkerProcess
@@ -22,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(arguments)
         settings = load_settings()
         settings.require("database_url", "broker_url", "s3_endpoint", "s3_access_key", "s3_secret_key")
+        if any(name.endswith(".train") for name in options.queues):
+            tracking.require(settings)
         logs.configure(settings)
         process = WorkerProcess(settings, options.queues, options.name)
     except SettingsError as exc:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -29,7 +30,7 @@ from calotype.jobs import Job, Progress
 from calotype.registry import ModelVersion
 from calotype.settings import Settings
 from calotype.specs import JobRequest
-from worker import checkpoints
+from worker import checkpoints, tracking
 from worker.cache import PATIENCE_SECONDS, ModelCache
 from worker.device import torch_device
 from worker.patience import patiently
@@ -121,6 +122,8 @@ class JobContext:
     announce: Callable[[UUID], None] = _nothing
     #: Called at every `check()`: looks after jobs that wait for this one to be through.
     beside: Callable[[], None] = _nothing
+    #: Where measurements and images go beside the job's events, while a training is tracked.
+    _tracker: tracking.Tracker = field(default_factory=tracking.NoTracker, init=False)
     _stage: str = field(default="", init=False)
     _stage_started: float = field(default=0.0, init=False)
     _stage_first_step: int = field(default=0, init=False)
@@ -174,7 +177,32 @@ class JobContext:
         Each is a row in Postgres: every few seconds is often enough. None, or what is not finite: unknown.
         """
         self.signals.alive()
-        self.signals.said.add(*metrics_line(values))
+        kind, known = metrics_line(values)
+        self.signals.said.add(kind, known)
+        self._tracker.metrics(known)
+
+    @contextmanager
+    def tracked(self, step: int) -> Iterator[None]:
+        """Track what is measured inside, where the operator wants that (`CALOTYPE_TRACKER`).
+
+        `step` is that of the checkpoint which the training goes on from; 0: it begins.
+        """
+        earlier = self._checkpoint_folder / tracking.EVENTS_FILE
+        with tracking.tracked(self.settings, self.job, self.spec, step=step, earlier=earlier) as self._tracker:
+            try:
+                yield
+                self._tracker.store(self.workdir / tracking.EVENTS_FILE)
+            finally:
+                self._tracker = tracking.NoTracker()
+
+    def tracked_images(self, name: str, paths: Sequence[Path], step: int) -> None:
+        """Images that a training made to show how far it is, for whoever tracks it."""
+        self._tracker.images(name, paths, step)
+
+    def tracked_outputs(self) -> list[Output]:
+        """What is to be published of a tracked training that has ended."""
+        path = self.workdir / tracking.EVENTS_FILE
+        return [Output(path.name, path, "application/octet-stream")] if path.exists() else []
 
     def save_checkpoint(self, path: Path, step: int) -> None:
         """Store a file or a folder as the job's checkpoint at `step`; the previous one is removed afterwards.
@@ -184,14 +212,20 @@ class JobContext:
         elsewhere.
         """
         self.signals.alive()
+        if path.is_dir():
+            self._tracker.store(path / tracking.EVENTS_FILE)
         self.job = checkpoints.save(self.engine, self.store, self.job, path, step, self.signals.alive)
         self.announce(self.job.id)
         self.signals.alive()
 
     def load_checkpoint(self) -> tuple[Path, int] | None:
         """The newest checkpoint, fetched into `workdir`, and its step; None: begin at the beginning."""
-        folder = self.workdir / "checkpoint"
+        folder = self._checkpoint_folder
         return self._patiently("checkpoint", lambda: checkpoints.load(self.store, self.job, folder, self.check))
+
+    @property
+    def _checkpoint_folder(self) -> Path:
+        return self.workdir / "checkpoint"
 
     def resolve(self, ref: str) -> ModelVersion:
         """The model version "name@version" that the job's tenant may use. Raises JobFailed `model_unavailable`."""

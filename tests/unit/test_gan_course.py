@@ -42,7 +42,7 @@ class Heard:
     def check(self, check: Any) -> None:
         self.checks.append(check.step)
 
-    def snapshot(self, snapshot: Snapshot, *, is_best: bool) -> None:
+    def snapshot(self, snapshot: Snapshot, grid: Path, *, is_best: bool) -> None:
         self.snapshots.append((snapshot.step, is_best))
 
     def say(self, message: str) -> None:

@@ -67,14 +67,15 @@ def run(ctx: JobContext) -> HandlerResult:
     training = _prepare(ctx, spec)
     resumed_from = _resume(training)
     prepared = time.perf_counter()
-    try:
-        _train(training)
-        trained = time.perf_counter()
-        _validate(training)
-    except ShuttingDown:
-        # Another worker goes on from this very step, or has only the last images to make.
-        _checkpoint(training)
-        raise
+    with ctx.tracked(training.trainer.step_count):
+        try:
+            _train(training)
+            trained = time.perf_counter()
+            _validate(training)
+        except ShuttingDown:
+            # Another worker goes on from this very step, or has only the last images to make.
+            _checkpoint(training)
+            raise
     directory = _save_model(training)
     seconds = {
         "prepare_seconds": round(prepared - started, 3),
@@ -82,7 +83,7 @@ def run(ctx: JobContext) -> HandlerResult:
         "seconds": round(time.perf_counter() - started, 3),
     }
     result = _result(training, resumed_from) | seconds
-    return HandlerResult(_outputs(training), result, _new_model(training, directory))
+    return HandlerResult(_outputs(training) + ctx.tracked_outputs(), result, _new_model(training, directory))
 
 
 def _prepare(ctx: JobContext, request: DiffusionTrain) -> Training:
@@ -246,8 +247,10 @@ def _validate(training: Training) -> None:
             log=training.ctx.log,
         )
     training.ctx.log(f"made {len(images)} validation images at step {step}")
-    for number, image in enumerate(images):
-        image.save(training.validation / f"step-{step:07d}-{number:02d}.png")
+    paths = [training.validation / f"step-{step:07d}-{number:02d}.png" for number in range(len(images))]
+    for image, path in zip(images, paths, strict=True):
+        image.save(path)
+    training.ctx.tracked_images("validation", paths, step)
 
 
 def _validation_images(training: Training, loaded: Loaded, numbers: Sequence[int]) -> list[Image.Image]:

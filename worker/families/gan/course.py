@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol
 
 from torch import nn
@@ -54,7 +55,7 @@ class Listener(Protocol):
 
     def check(self, check: Check) -> None: ...
 
-    def snapshot(self, snapshot: Snapshot, *, is_best: bool) -> None: ...
+    def snapshot(self, snapshot: Snapshot, grid: Path, *, is_best: bool) -> None: ...
 
     def say(self, message: str) -> None: ...
 
@@ -160,8 +161,8 @@ class Course:
             frechet=evaluation.frechet(generator, count),
             suspicious=bool(self.watch and self.watch.checks and self.watch.checks[-1].strikes),
         )
-        self.snapshots.add(snapshot, grid, self._networks())
-        self._listener.snapshot(snapshot, is_best=self.snapshots.best is snapshot)
+        path = self.snapshots.add(snapshot, grid, self._networks())
+        self._listener.snapshot(snapshot, path, is_best=self.snapshots.best is snapshot)
 
     def _stop(self, reason: Reason, detail: str) -> None:
         best = self.snapshots.best

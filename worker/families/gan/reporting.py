@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 from worker.context import JobContext
 from worker.families.gan.collapse import Check
@@ -46,9 +47,10 @@ class Report:
         if check.strikes:
             self._ctx.log(check.summary)
 
-    def snapshot(self, snapshot: Snapshot, *, is_best: bool) -> None:
-        """The distance of a snapshot."""
+    def snapshot(self, snapshot: Snapshot, grid: Path, *, is_best: bool) -> None:
+        """The distance of a snapshot, and its images."""
         self._ctx.metrics({"step": snapshot.step, "frechet_distance": snapshot.frechet})
+        self._ctx.tracked_images("snapshot", [grid], snapshot.step)
         best = ", the best so far" if is_best else ""
         self._ctx.log(f"snapshot at step {snapshot.step}: {self._metric} {snapshot.frechet:.1f}{best}")
 
@@ -66,6 +68,8 @@ class Report:
                 "kimg": round(trainer.images_seen / 1000, 3),
                 "generator_loss": round(sum(one.generator for one in self._losses) / count, 6),
                 "discriminator_loss": round(sum(one.discriminator for one in self._losses) / count, 6),
+                "generator_learning_rate": trainer.learning_rate("generator"),
+                "discriminator_learning_rate": trainer.learning_rate("discriminator"),
                 "penalty": round(sum(penalties) / len(penalties), 6) if penalties else None,
                 "augment_p": round(trainer.p, 6),
                 "steps_per_second": round(count / seconds, 4) if seconds > 0 else None,

@@ -63,13 +63,15 @@ class Snapshots:
         """0 before the first."""
         return self.taken[-1].step if self.taken else 0
 
-    def add(self, snapshot: Snapshot, grid: Image.Image, networks: Mapping[str, nn.Module]) -> None:
-        """Keep a snapshot, and the networks if none was better."""
+    def add(self, snapshot: Snapshot, grid: Image.Image, networks: Mapping[str, nn.Module]) -> Path:
+        """Keep a snapshot, and the networks if none was better; returns where the grid is."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        grid.save(self.folder / _name(snapshot.step), "PNG")
+        path = self.folder / _name(snapshot.step)
+        grid.save(path, "PNG")
         self.taken.append(snapshot)
         if self.best is snapshot:
             _save(networks, self.folder / "best")
+        return path
 
     def restore_best(self, networks: Mapping[str, nn.Module]) -> None:
         """Put the best snapshot's weights into the networks. Raises FileNotFoundError where there is none."""

@@ -43,12 +43,13 @@ def run(ctx: JobContext) -> HandlerResult:
         training = _training(ctx, plan, version, together)
         _resume(training)
         training.started = time.perf_counter()
-        try:
-            training.course.run()
-        except ShuttingDown:
-            # Another worker goes on from this very step.
-            _checkpoint(training)
-            raise
+        with ctx.tracked(training.trainer.step_count):
+            try:
+                training.course.run()
+            except ShuttingDown:
+                # Another worker goes on from this very step.
+                _checkpoint(training)
+                raise
     return _finish(training, begun)
 
 
@@ -58,7 +59,8 @@ def _finish(training: Training, begun: float) -> HandlerResult:
         "prepare_seconds": round(training.started - begun, 3),
         "seconds": round(time.perf_counter() - begun, 3),
     }
-    return HandlerResult(outputs_of(training, result), result, new_model(training, directory))
+    outputs = outputs_of(training, result) + training.ctx.tracked_outputs()
+    return HandlerResult(outputs, result, new_model(training, directory))
 
 
 def _plan(ctx: JobContext, spec: GanTrainInput, version: ModelVersion | None) -> team.Plan:

@@ -324,6 +324,10 @@ class Trainer:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    def learning_rate(self, name: str) -> float:
+        """Of the last step of "generator" or "discriminator"."""
+        return float(self.optimizers[name].param_groups[0]["lr"])
+
     def _update_average(self) -> None:
         settings = self.settings
         share = decay(
