@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
 import signal
+import socket
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -319,6 +321,71 @@ def test_a_training_says_how_it_goes_while_it_runs(
     assert said[0] == "training on 12 images, from step 0 to 6"
     assert "made 1 validation images at step 6" in said
     assert [line["step"] for line in runner.events(job, "checkpoint")] == [2, 4]
+
+
+def tracked_losses(runner: Runner, job: Job) -> dict[int, float]:
+    """What TensorBoard reads in the file that the job has published."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (file,) = (one for one in runner.artifacts(job) if one.name == "events.out.tfevents")
+    folder = runner.settings.data_dir / str(job.id)
+    folder.mkdir(parents=True)
+    (folder / file.name).write_bytes(runner.store.get_bytes(file.object_key))
+    run = EventAccumulator(str(folder)).Reload()
+    assert run.Images("validation/0")[-1].step == 6
+    return {event.step: event.value for event in run.Scalars("loss")}
+
+
+@pytest.mark.timeout(300)
+def test_a_tracked_training_publishes_its_losses_as_one_run_though_it_was_shut_down(
+    runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from worker.families.diffusion import reporting
+    from worker.families.diffusion.trainer import Trainer
+
+    monkeypatch.setattr(reporting, "EVERY_SECONDS", 0.0)
+    runner.settings = dataclasses.replace(runner.settings, tracker="tensorboard")
+    shutdown, save = threading.Event(), Trainer.save
+
+    def save_then_shut_down(trainer: Trainer, directory: Path) -> None:
+        save(trainer, directory)
+        shutdown.set()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "save", save_then_shut_down)
+        job = runner.work(runner.submit(train(dataset, validation_prompts=["a red one"])), shutdown)
+    assert job.state is State.QUEUED
+    job = runner.work(job)
+    assert job.state is State.SUCCEEDED and job.result is not None
+    assert job.result["resumed_from"] is not None
+    expected = {point["step"]: pytest.approx(point["loss"], abs=1e-5) for point in job.result["loss"]}
+    assert tracked_losses(runner, job) == expected
+
+
+@pytest.mark.timeout(300)
+def test_a_training_whose_tracker_cannot_be_reached_succeeds_all_the_same(
+    runner: Runner, dataset: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from worker import tracking
+
+    monkeypatch.setattr(tracking, "_BEGIN_SECONDS", 1.0)
+    runner.settings = dataclasses.replace(
+        runner.settings, tracker="wandb", tracker_key="k" * 40, tracker_url=f"http://127.0.0.1:{unused_port()}"
+    )
+    job, result = runner.run(train(dataset))
+    assert result["steps"] == 6
+    for thread in threading.enumerate():
+        if thread.name == f"tracking {job.id}":
+            thread.join(120)
+    warnings = [record for record in caplog.records if record.name == "worker.tracking"]
+    assert [record.message for record in warnings] == ["tracking given up, the job goes on without"]
+    assert "k" * 40 not in caplog.text
+
+
+def unused_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def test_a_full_training_makes_a_complete_model_of_its_own(runner: Runner, dataset: Dataset) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -238,6 +239,27 @@ def test_a_generator_is_trained_watched_and_registered(
     assert "training a stylegan3-t of 16 pixels on 20 images of 4 classes" in [
         line["message"] for line in runner.events(job, "log")
     ]
+
+
+def test_a_tracked_training_publishes_its_losses_the_watchs_findings_and_its_snapshots(
+    runner: Runner, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from worker.families.gan import reporting
+
+    monkeypatch.setattr(reporting, "EVERY_SECONDS", 0.0)
+    runner.settings = dataclasses.replace(runner.settings, tracker="tensorboard")
+    job, _ = runner.run(train(dataset))
+    content = runner.store.get_bytes(runner.artifacts(job)["events.out.tfevents"].object_key)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "events.out.tfevents").write_bytes(content)
+    run = EventAccumulator(str(tmp_path / "run")).Reload()
+    told = runner.events(job, "metrics")
+    for name in ("generator_loss", "discriminator_learning_rate", "augment_p", "collapse_vendi", "frechet_distance"):
+        expected = [(line["step"], pytest.approx(line[name], rel=1e-5)) for line in told if name in line]
+        assert expected and [(one.step, one.value) for one in run.Scalars(name)] == expected, name
+    assert [image.step for image in run.Images("snapshot/0")] == [3, 6]
 
 
 def test_training_goes_on_from_a_version_with_both_networks(runner: Runner, dataset: Dataset) -> None:

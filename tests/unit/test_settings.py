@@ -30,6 +30,7 @@ def test_values_are_read_by_their_names() -> None:
         ({"CALOTYPE_PRESIGN_SECONDS": "0.5"}, ["CALOTYPE_PRESIGN_SECONDS", "from 1"]),
         ({"CALOTYPE_LEASE_SECONDS": "-1"}, ["CALOTYPE_LEASE_SECONDS", "positive"]),
         ({"CALOTYPE_LEASE_SECONDS": "nan"}, ["CALOTYPE_LEASE_SECONDS", "positive"]),
+        ({"CALOTYPE_TRACKER": "mlflow"}, ["CALOTYPE_TRACKER", "nothing, tensorboard, wandb"]),
         ({"CALOTYPE_DEVICE": "tpu"}, ["CALOTYPE_DEVICE", "auto, cpu, cuda"]),
         ({"CALOTYPE_DATABASE_URL": "mysql://x"}, ["CALOTYPE_DATABASE_URL", "postgresql://"]),
         ({"CALOTYPE_HEARTBEAT_SECONDS": "50"}, ["CALOTYPE_HEARTBEAT_SECONDS", "half"]),
