@@ -120,6 +120,22 @@ def test_a_shift_by_half_a_pixel_lies_between() -> None:
     torch.testing.assert_close(moved[..., 4:-4], middle[..., 3:-4], rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize(("right", "down"), [(2, -3), (0, 5), (-9, 1), (40, 0)])
+def test_a_shift_by_whole_pixels_is_what_the_filters_would_make_of_it(right: int, down: int) -> None:
+    """Near whole pixels they are asked: only exactly whole ones are moved without them."""
+    whole = forward_warp(noise(), geometries.translate2d(numbers(right), numbers(down)))
+    nearly = forward_warp(noise(), geometries.translate2d(numbers(right + 1e-12), numbers(down)))
+    inside = (slice(None), slice(None), slice(9, -9), slice(9, -9))
+    torch.testing.assert_close(whole[inside], nearly[inside], rtol=0, atol=1e-6)
+
+
+def test_shifted_images_differentiate_twice() -> None:
+    images = noise(2, 10).requires_grad_()
+    matrices = geometries.translate2d(numbers(2, -1), numbers(0, 3))
+    assert torch.autograd.gradcheck(lambda x: warp(x, matrices), images)
+    assert torch.autograd.gradgradcheck(lambda x: warp(x, matrices).square(), images)
+
+
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_a_turn_by_right_angles_is_that_of_torch(turns: int) -> None:
     turned = forward_warp(smooth(), geometries.rotate2d(numbers(turns * math.pi / 2)))

@@ -56,17 +56,35 @@ def warp(images: Tensor, matrices: Tensor) -> Tensor:
     """Images `[N, C, H, W]`, each transformed by its matrix `[N, 3, 3]`, which says for each place of the result where
     it comes from, in pixels from the centre, x to the right and y down. Beyond the border the image is its own mirror.
 
-    What the identity would do is not computed. Raises ValueError for images of 6 pixels or less.
+    What the identity would do is not computed, and shifts by whole pixels need no filter. Raises ValueError for images
+    of 6 pixels or less.
     """
     if bool((matrices == identity(3)).all()):
         return images
     height, width = images.shape[2:]
     if min(height, width) <= _MARGIN:
         raise ValueError(f"images of {width}×{height} pixels are too small to augment; {_MARGIN + 1} is the least")
+    if bool((matrices - identity(3))[:, :, :2].eq(0).all()) and bool(matrices.eq(matrices.round()).all()):
+        return _shifted(images, matrices[:, :2, 2].to(images.device, torch.int64))
     taps = images.new_tensor(SYM6)
     padded = functional.pad(images, (_MARGIN,) * 4, mode="reflect")
     finer = upfirdn2d(padded, taps, up=2)
     return upfirdn2d(grid_sample(finer, _grid(matrices, images, finer)), taps, down=2, flip=True)
+
+
+def _shifted(images: Tensor, shifts: Tensor) -> Tensor:
+    """Images moved by whole pixels `[N, 2]`, x and y, which say where each pixel comes from. The filters would change
+    nothing inside; here what comes from beyond the border is the mirror image up to the last pixel."""
+    count, channels, height, width = images.shape
+    columns = _mirrored(torch.arange(width, device=images.device) + shifts[:, :1], width)
+    rows = _mirrored(torch.arange(height, device=images.device) + shifts[:, 1:], height)
+    moved = images.gather(3, columns[:, None, None, :].expand(count, channels, height, width))
+    return moved.gather(2, rows[:, None, :, None].expand(count, channels, height, width))
+
+
+def _mirrored(places: Tensor, size: int) -> Tensor:
+    """Indices within an axis of places on it and beyond, mirrored at the centres of its first and last pixel."""
+    return (size - 1) - (torch.remainder(places, 2 * size - 2) - (size - 1)).abs()
 
 
 def _grid(matrices: Tensor, images: Tensor, finer: Tensor) -> Tensor:
