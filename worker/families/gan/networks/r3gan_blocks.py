@@ -13,16 +13,10 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from worker.families.gan.networks.filtered_lrelu import leaky_relu
-from worker.families.gan.networks.resample import Padding, upfirdn2d
 
 _SLOPE: Final = 0.2
 #: √(2/(1 + slope²)): with it a leaky ReLU passes on the variance it was given. (He et al. 2015, Section 2.2)
 _ACTIVATION_GAIN: Final = (2 / (1 + _SLOPE**2)) ** 0.5
-#: Triangle: upsampling by 2 puts the mean of two neighbours between them, which is bilinear interpolation.
-_TRIANGLE: Final = (0.25, 0.5, 0.25)
-#: With these, pixel i of the small image lies on pixel 2i of the large one, both ways.
-_UP_PADDING: Final[Padding] = (1, 1, 1, 1)
-_DOWN_PADDING: Final[Padding] = (1, 0, 1, 0)
 
 
 class PlainConvolution(nn.Module):
@@ -69,15 +63,19 @@ class ResidualBlock(nn.Module):
 
 
 class Upsample(nn.Module):
-    """`[N, inputs, H, W]` → `[N, outputs, 2H, 2W]`: bilinear, with a 1×1 convolution before it where the channels
-    change. (The paper, configuration D: resampling is bilinear and kept apart from the convolutions)"""
+    """`[N, inputs, H, W]` → `[N, outputs, 2H, 2W]`: bilinear, pixel i becoming pixel 2i, with a 1×1 convolution before
+    it where the channels change. (The paper, configuration D: resampling is bilinear and kept apart from the
+    convolutions)"""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.channels = PlainConvolution(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return upfirdn2d(self.channels(x), x.new_tensor(_TRIANGLE), up=2, padding=_UP_PADDING, gain=4.0)
+        # Each pixel twice, then the mean of two neighbours: a pixel itself, then what lies between it and the next.
+        # As a filter that is the triangle [1, 2, 1]/2; means take two thirds of the time that convolutions do.
+        doubled = functional.interpolate(self.channels(x), scale_factor=2.0, mode="nearest")
+        return functional.avg_pool2d(functional.pad(doubled, (0, 1, 0, 1)), 2, stride=1)
 
 
 class Downsample(nn.Module):
@@ -89,5 +87,6 @@ class Downsample(nn.Module):
         self.channels = PlainConvolution(inputs, outputs) if inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        resampled: Tensor = self.channels(upfirdn2d(x, x.new_tensor(_TRIANGLE), down=2, padding=_DOWN_PADDING))
+        means = functional.avg_pool2d(functional.pad(x, (1, 0, 1, 0)), 2, stride=1)
+        resampled: Tensor = self.channels(functional.avg_pool2d(means, 2))
         return resampled
