@@ -33,7 +33,7 @@ _MOST = {
     "z_dim": 8192, "w_dim": 8192, "num_classes": 10_000, "mapping_layers": 64, "channel_base": 1 << 21,
     "channel_max": 16_384, "num_layers": 100, "num_critical": 100, "blocks_per_stage": 64, "expansion": 16,
     "group_width": 1024, "group_size": 4096, "kernel": 15, "conv_kernel": 15, "margin": 256, "filter_size": 64,
-    "lrelu_upsampling": 16, "image_channels": 3, "resolution": 8192,
+    "lrelu_upsampling": 16, "image_channels": 3, "resolution": 8192, "patch": 1024, "palette": 256,
 }  # fmt: skip
 _MOST_OF_ANY = 1_000_000
 #: A network's settings, by the names of its configuration.

@@ -11,6 +11,7 @@
     flops.py              the arithmetic of an image
     discriminator.py      its discriminator, with minibatch_std.py
     r3gan.py              R3GAN, generator and discriminator: r3gan_config.py, r3gan_blocks.py
+    palette.py            its images of few flat colours on white
     resample.py           upsample, pad, filter, downsample
     filters.py            low-pass filters
     linear.py             fully connected layers

@@ -13,6 +13,8 @@ What the paper leaves open was chosen as follows; each is named again where it i
 - Everything outside the residual branches starts with variance 1/fan-in, the embeddings of labels with 1.
 - Resampling: the filter [1, 2, 1], zeros beyond the border.
 - The four highest resolutions can compute in another dtype.
+
+Not the paper's, and off unless asked for: `patch` and `palette` of `R3GANConfig`.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from __future__ import annotations
 from typing import Final
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from worker.families.gan.networks.inputs import check_images
 from worker.families.gan.networks.labels import checked_labels
+from worker.families.gan.networks.palette import PaletteHead
 from worker.families.gan.networks.r3gan_blocks import Downsample, PlainConvolution, ResidualBlock, Upsample
 from worker.families.gan.networks.r3gan_config import R3GANConfig
 
@@ -45,7 +49,7 @@ class R3GANGenerator(nn.Module):
             if lower:
                 self.add_module(f"up{resolution}", Upsample(config.channels(lower), config.channels(resolution)))
             self.add_module(f"stage{resolution}", _stage(config, resolution))
-        self.image = PlainConvolution(config.channels(config.resolution), config.image_channels, bias=True)
+        self.image = _head(config, inputs)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, dtype: torch.dtype | None = None) -> Tensor:
         """Images in the parameters' dtype. `dtype`, such as torch.bfloat16, is what the four highest resolutions are
@@ -64,7 +68,10 @@ class R3GANGenerator(nn.Module):
             if resolution > 4:
                 x = self.get_submodule(f"up{resolution}")(x)
             x = self.get_submodule(f"stage{resolution}")(x)
-        image: Tensor = self.image(x)
+        if isinstance(self.image, PaletteHead):
+            image: Tensor = self.image(x, z)
+        else:
+            image = functional.pixel_shuffle(self.image(x), config.patch)
         return image.to(exact)
 
 
@@ -75,7 +82,8 @@ class R3GANDiscriminator(nn.Module):
     def __init__(self, config: R3GANConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = PlainConvolution(config.image_channels, config.channels(config.resolution), bias=True)
+        highest = config.channels(config.stages[-1])
+        self.image = PlainConvolution(config.image_channels * config.patch**2, highest, bias=True)
         for resolution in reversed(config.stages):
             self.add_module(f"stage{resolution}", _stage(config, resolution))
             if resolution > 4:
@@ -90,7 +98,8 @@ class R3GANDiscriminator(nn.Module):
         check_images(images, config.image_channels, config.resolution)
         labels = checked_labels(labels, images.shape[0], config.num_classes, "discriminator")
         exact = self.image.weight.dtype
-        x = self.image(images.to(_dtype_at(config, config.resolution, dtype) or exact))
+        x = images.to(_dtype_at(config, config.resolution, dtype) or exact)
+        x = self.image(functional.pixel_unshuffle(x, config.patch))
         for resolution in reversed(config.stages):
             x = x.to(_dtype_at(config, resolution, dtype) or exact)
             x = self.get_submodule(f"stage{resolution}")(x)
@@ -149,6 +158,16 @@ def _stage(config: R3GANConfig, resolution: int) -> nn.Sequential:
             for _ in range(config.blocks_per_stage)
         )
     )
+
+
+def _head(config: R3GANConfig, inputs: int) -> PlainConvolution | PaletteHead:
+    """What makes an image of the highest stage's feature maps and, for a palette, of the latents with their labels."""
+    channels = config.channels(config.stages[-1])
+    if config.palette:
+        return PaletteHead(
+            inputs, channels, colours=config.palette, patch=config.patch, image_channels=config.image_channels
+        )
+    return PlainConvolution(channels, config.image_channels * config.patch**2, bias=True)
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool = False) -> nn.Linear:

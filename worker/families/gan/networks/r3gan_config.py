@@ -29,6 +29,12 @@ class R3GANConfig:
     #: Channels in a group of the 3×3 convolutions.
     group_width: int = 16
     kernel: int = 3
+    #: Pixels a side for which one place of the highest stage stands, a power of two: with 2 both networks spare
+    #: themselves the stage at the image's own resolution, which takes the most time. The paper has 1.
+    patch: int = 1
+    #: Colours that the generator chooses for an image, each of whose pixels mixes them with white: for flat drawings on
+    #: white paper, such as logos. 0, as in the paper: pixels are free.
+    palette: int = 0
 
     def __post_init__(self) -> None:
         if self.resolution < 16 or self.resolution & (self.resolution - 1):
@@ -36,8 +42,13 @@ class R3GANConfig:
         counts = (self.z_dim, self.image_channels, self.channel_max, self.blocks_per_stage, self.expansion)
         if min(*counts, self.group_width, self.kernel, self.channel_base // self.resolution) < 1:
             raise ValueError(f"every count of a model is positive, and channel_base/resolution too: {self}")
-        if self.num_classes < 0 or self.kernel % 2 == 0:
-            raise ValueError(f"num_classes ({self.num_classes}) is not negative and kernel ({self.kernel}) is odd")
+        if min(self.num_classes, self.palette) < 0 or self.kernel % 2 == 0:
+            raise ValueError(
+                f"num_classes ({self.num_classes}) and palette ({self.palette}) are not negative and kernel "
+                f"({self.kernel}) is odd"
+            )
+        if self.patch < 1 or self.patch & (self.patch - 1) or self.patch * 8 > self.resolution:
+            raise ValueError(f"patch ({self.patch}) is a power of two, at most {self.resolution // 8}")
         for resolution in self.stages:
             if self.channels(resolution) * self.expansion % self.group_width:
                 raise ValueError(
@@ -47,8 +58,8 @@ class R3GANConfig:
 
     @property
     def stages(self) -> list[int]:
-        """Resolutions of the stages, from 4 up to the image's."""
-        return [2**power for power in range(2, self.resolution.bit_length())]
+        """Resolutions of the stages, from 4 up to the image's, or to that of its patches."""
+        return [2**power for power in range(2, (self.resolution // self.patch).bit_length())]
 
     def channels(self, resolution: int) -> int:
         return min(self.channel_base // resolution, self.channel_max)
