@@ -40,17 +40,20 @@ class PaletteHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        logits = functional.pixel_shuffle(self.shares(x), self.patch).to(source.dtype)
+        shares = self.mixture(x).to(source.dtype)[:, 1:]
+        image = 1 + torch.bmm((self.palette(source) - 1).transpose(1, 2), shares.flatten(2))
+        return image.reshape(len(image), self.image_channels, *shares.shape[2:])
+
+    def mixture(self, x: Tensor) -> Tensor:
+        """Of how much of white and of each colour the pixels are made, fp32 `[N, 1 + colours, H·patch, W·patch]`."""
+        logits = functional.pixel_shuffle(self.shares(x), self.patch).float()
         if self.patch > 1:
             # The pixels of a patch come from other weights than their neighbours: without the mean of each with the
             # next, areas begin as chequers, and to learn not to make them takes long.
             logits = functional.avg_pool2d(functional.pad(logits, (0, 1, 0, 1), mode="replicate"), 2, stride=1)
-        # The first share is white's: it is what the others leave.
-        shares = logits.softmax(dim=1)[:, 1:].flatten(2)
-        image = 1 + torch.bmm((self.palette(source) - 1).transpose(1, 2), shares)
-        return image.unflatten(2, logits.shape[2:])
+        return logits.softmax(dim=1)
 
     def palette(self, source: Tensor) -> Tensor:
         """The colours `[N, colours, channels]` of the images made of these."""
         hidden = functional.leaky_relu(self.hidden(source), 0.2)
-        return torch.tanh(self.colours(hidden)).unflatten(1, (-1, self.image_channels))
+        return torch.tanh(self.colours(hidden)).reshape(len(hidden), -1, self.image_channels)
