@@ -84,9 +84,17 @@ def _put_tensors(trainer: Trainer, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in _networks(trainer)[prefix].named_parameters():
             keys = {moment: f"adam.{prefix}.{moment}.{name}" for moment in _MOMENTS}
             # A parameter that never had a gradient has none of them.
-            stored = {moment: tensors[key].to(parameter.device) for moment, key in keys.items() if key in tensors}
+            stored = {moment: _laid_out(tensors[key], parameter) for moment, key in keys.items() if key in tensors}
             if stored:
                 optimizer.state[parameter] = stored
+
+
+def _laid_out(moment: Tensor, parameter: Tensor) -> Tensor:
+    """On the parameter's device and, in memory, in its order: the fused Adam walks through both alike, also where the
+    channels are last."""
+    if moment.shape != parameter.shape:
+        return moment.to(parameter.device)
+    return torch.empty_like(parameter).copy_(moment)
 
 
 def _values(trainer: Trainer) -> dict[str, Any]:
