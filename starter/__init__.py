@@ -15,6 +15,7 @@ from typing import Any, Final
 _ASSETS: Final = Path(__file__).resolve().parent / "assets"
 
 DIFFUSION_MODEL: Final = "starter-diffusion"
+GAN_MODEL: Final = "starter-gan"
 TRAIN_DATASET: Final = "starter-logos"
 HELDOUT_DATASET: Final = "starter-logos-heldout"
 BRAND_DATASET: Final = "starter-brand"
@@ -28,6 +29,11 @@ T5_TOKENS: Final = 1
 DIFFUSION_SIZE: Final = 64
 DIFFUSION_STEPS: Final = 20
 DIFFUSION_GUIDANCE: Final = 3.0
+
+#: Pixels a side of what the GAN makes; it knows no other size.
+GAN_SIZE: Final = 64
+#: What the GAN can be asked for: the colour that a logo shows most of (`starter/colours.py`).
+GAN_LABELS: Final = ("black", "blue", "brown", "gray", "green", "orange", "pink", "purple", "red", "teal", "yellow")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +77,28 @@ DIFFUSION: Final = Metadata(
     ),
 )
 
+GAN: Final = Metadata(
+    name=GAN_MODEL,
+    description="64 x 64 logos of a colour that is asked for: a small R3GAN with a palette, trained on starter-logos",
+    licence="Apache-2.0",
+    notice=f"Trained on brand logos; what it draws may resemble them. {_MARKS}",
+    source="trained by starter/recipe on starter-logos",
+    parameters=MappingProxyType(
+        {
+            "default_width": GAN_SIZE,
+            "default_height": GAN_SIZE,
+            "min_size": GAN_SIZE,
+            "max_size": GAN_SIZE,
+            "size_multiple": GAN_SIZE,
+            "resolution": GAN_SIZE,
+            "labels": list(GAN_LABELS),
+            # Its architecture has no styles, and so no truncation.
+            "style_layers": 0,
+            "default_truncation_psi": 1.0,
+        }
+    ),
+)
+
 
 def _dataset(name: str, description: str) -> Metadata:
     return Metadata(
@@ -93,6 +121,11 @@ DATASETS: Final = (
 def diffusion_dir() -> Path:
     """The text-to-image pipeline, a diffusers folder in the Stable Diffusion 3 architecture."""
     return _ASSETS / "diffusion"
+
+
+def gan_dir() -> Path:
+    """The GAN, as a training job stores one: `model.json` and the weights of its networks."""
+    return _ASSETS / "gan"
 
 
 def train_dataset() -> Path:

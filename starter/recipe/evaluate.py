@@ -20,8 +20,9 @@ import torch
 from PIL import Image, ImageFilter
 
 import starter
-from starter.colours import COLOURS, first_colour
+from starter.colours import COLOURS
 from starter.recipe.data import load_images, load_rows, to_images, to_pixels, to_signal, to_tensor
+from starter.recipe.pictures import colour_rate, contact_sheet
 from starter.recipe.untyped import StableDiffusion3Pipeline
 from starter.recipe.vae import decode, encode
 from worker.benchmark.quality import Features, features, frechet_distance, kid
@@ -76,11 +77,6 @@ def generate(
     return images
 
 
-def colour_rate(images: Sequence[Image.Image], labels: Sequence[str]) -> float:
-    """Share of images whose dominant colour is the one asked for."""
-    return float(np.mean([first_colour(image) == label for image, label in zip(images, labels, strict=True)]))
-
-
 def references(pipeline: Any, real: list[Image.Image]) -> list[tuple[str, list[Image.Image]]]:
     """Sets that say what a distance means: other real logos, blurred and decoded real ones, and noise."""
     train = load_images(starter.train_dataset())
@@ -111,16 +107,6 @@ def show(name: str, found: Features, real: Features, hits: float | None = None, 
         "seconds_per_image": seconds,
     }
     print(json.dumps({key: value for key, value in line.items() if value is not None}), flush=True)
-
-
-def contact_sheet(images: Sequence[Image.Image], columns: int = 16) -> Image.Image:
-    """Images side by side on grey."""
-    size, gap = images[0].width, 4
-    rows = -(-len(images) // columns)
-    sheet = Image.new("RGB", (columns * (size + gap) + gap, rows * (size + gap) + gap), "#dddddd")
-    for number, image in enumerate(images):
-        sheet.paste(image, (gap + number % columns * (size + gap), gap + number // columns * (size + gap)))
-    return sheet
 
 
 def grid_prompts() -> list[str]:
