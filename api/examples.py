@@ -89,36 +89,38 @@ JOB_EXAMPLES = (
     ),
     Example(
         name="generate_with_a_gan",
-        summary="four images of a GAN",
+        summary="four images of a GAN, in a colour that it knows",
         value={
             "kind": "generate",
             "family": "gan",
-            "model": "my-gan",
-            "input": {"num_images": 4, "seed": 7, "truncation_psi": 0.7, "label": None},
+            "model": "starter-gan",
+            "input": {"num_images": 4, "seed": 7, "label": "blue"},
         },
     ),
     Example(
         name="animate_a_gan",
-        summary="from image to image, with the colours of another",
+        summary="from image to image and back to the first",
         value={
             "kind": "generate",
             "family": "gan",
-            "model": "my-gan",
+            "model": "starter-gan",
             "input": {
                 "num_images": 3,
                 "seed": 7,
-                "style_mixing": {"seed": 42},
                 "interpolation": {"frames": 24, "frames_per_second": 24, "loop": True},
             },
         },
     ),
     Example(
         name="benchmark",
-        summary="measure a model on your own data",
+        summary="compare models on your own data",
         value={
             "kind": "benchmark",
             "input": {
-                "contenders": [{"family": "diffusion", "model": "starter-diffusion"}],
+                "contenders": [
+                    {"family": "diffusion", "model": "starter-diffusion"},
+                    {"family": "gan", "model": "starter-gan"},
+                ],
                 "dataset": "starter-logos-heldout",
                 "num_samples": 64,
                 "batch_sizes": [1, 8],

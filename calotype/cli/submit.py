@@ -33,8 +33,8 @@ app = typer.Typer(
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="A LoRA, MODEL or MODEL:SCALE; may be repeated.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Drawn when not given.")]
 
-#: Which model is meant when none is named, of the families that come with one.
-_STARTERS = {"diffusion": "starter-diffusion"}
+#: Which model makes images when none is named.
+_STARTERS = {"diffusion": "starter-diffusion", "gan": "starter-gan"}
 #: Families that a contender may be said to be of: `gan:MODEL`.
 _FAMILIES = ("diffusion", "gan")
 
@@ -116,7 +116,7 @@ def generate(
         str | None, typer.Option("--prompt", "-p", help="What to show; a GAN takes none.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Name or name@version. When not given: starter-diffusion; a GAN has to be named.")
+        str | None, typer.Option(help="Name or name@version. When not given: starter-diffusion, or starter-gan.")
     ] = None,
     family: Annotated[str, typer.Option(help="The model's family: diffusion or gan.")] = "diffusion",
     num_images: Annotated[int, typer.Option("--num-images", "-n", min=1, help="How many.")] = 1,
@@ -140,12 +140,6 @@ def generate(
     """Make images: from a prompt, or from a GAN."""
     if family == "diffusion" and prompt is None:
         raise typer.BadParameter("a diffusion model needs one", param_hint="--prompt")
-    if family == "gan" and model is None:
-        raise typer.BadParameter(
-            "a GAN has to be named, none comes with Calotype; `calotype models list` shows yours, and `calotype submit "
-            "train --family gan` makes one",
-            param_hint="--model",
-        )
     asked = _given(
         prompt=prompt,
         negative_prompt=negative_prompt,

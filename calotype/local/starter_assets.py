@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from calotype.registry import ModelFile, NewVersion, register_version
 from calotype.settings import Settings
 
 ARCHITECTURE = "sd3"
+GAN_ARCHITECTURE = "r3gan"
 
 
 def register(settings: Settings, engine: sa.Engine, store: ObjectStore) -> Iterator[str]:
@@ -39,34 +41,48 @@ def register(settings: Settings, engine: sa.Engine, store: ObjectStore) -> Itera
     model = starter.DIFFUSION
     if folder.is_dir() and register_pipeline(engine, store, folder, model.name, model.parameters):
         yield f"model {model.name}"
+    if starter.gan_dir().is_dir() and register_gan(engine, store, starter.gan_dir(), starter.GAN):
+        yield f"model {starter.GAN.name}"
 
 
 def register_pipeline(
     engine: sa.Engine, store: ObjectStore, folder: Path, name: str, parameters: Mapping[str, Any]
 ) -> bool:
     """Share a pipeline folder with every tenant, as the next version of ``name``; False when it is there already."""
+    model = replace(starter.DIFFUSION, name=name, parameters=parameters)
+    return _register(engine, store, folder, model, Family.DIFFUSION, ARCHITECTURE)
+
+
+def register_gan(engine: sa.Engine, store: ObjectStore, folder: Path, model: starter.Metadata) -> bool:
+    """Share a GAN's folder with every tenant, as the next version of its name; False when it is there already."""
+    return _register(engine, store, folder, model, Family.GAN, GAN_ARCHITECTURE)
+
+
+def _register(
+    engine: sa.Engine, store: ObjectStore, folder: Path, model: starter.Metadata, family: Family, architecture: str
+) -> bool:
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     new = NewVersion(
-        name=name,
+        name=model.name,
         tenant_id=None,
-        family=Family.DIFFUSION,
-        architecture=ARCHITECTURE,
-        files=[_file(folder, path, name) for path in paths],
+        family=family,
+        architecture=architecture,
+        files=[_file(folder, path, model.name) for path in paths],
         source={
             "type": "starter",
-            "description": starter.DIFFUSION.description,
-            "made_by": starter.DIFFUSION.source,
-            "notice": starter.DIFFUSION.notice,
+            "description": model.description,
+            "made_by": model.source,
+            "notice": model.notice,
         },
-        licence=starter.DIFFUSION.licence,
-        parameters=parameters,
+        licence=model.licence,
+        parameters=model.parameters,
     )
     for file in new.files:
         if not _is_stored(store, file):
             store.put_file(file.object_key, folder / file.path)
     models = tables.model_versions
     same = sa.select(models.c.id).where(
-        models.c.tenant_id.is_(None), models.c.name == name, models.c.digest == new.digest
+        models.c.tenant_id.is_(None), models.c.name == model.name, models.c.digest == new.digest
     )
     with transaction(engine) as conn:
         if conn.execute(same).first() is not None:

@@ -100,8 +100,8 @@ class GanGenerate(GenerateRequest):
                 {
                     "kind": "generate",
                     "family": "gan",
-                    "model": "my-gan",
-                    "input": {"num_images": 4, "seed": 7, "truncation_psi": 0.7},
+                    "model": "starter-gan",
+                    "input": {"num_images": 4, "seed": 7, "label": "blue"},
                 }
             ]
         }

@@ -23,7 +23,7 @@ site = pathlib.Path(sys.argv[1]).resolve()
 for module in (api, calotype, migrations, starter, worker):
     assert site in pathlib.Path(module.__file__).resolve().parents, module.__file__
 for asset in (starter.diffusion_dir() / "model_index.json", starter.train_dataset(), starter.heldout_dataset(),
-              starter.brand_dataset()):
+              starter.brand_dataset(), starter.gan_dir() / "model.json"):
     assert asset.is_file(), asset
 from calotype.database import _alembic
 from alembic.script import ScriptDirectory

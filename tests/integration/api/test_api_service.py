@@ -19,13 +19,13 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from sqlalchemy import Engine
 
+import starter
 from api.app import create_app
 from api.examples import JOB_EXAMPLES
 from calotype.artifacts import ObjectStore
 from calotype.database import connect_engine
 from calotype.jobs import Family, Job
 from calotype.settings import Settings
-from calotype.tenants import Tenant
 
 NOWHERE = "127.0.0.1:1"
 
@@ -207,14 +207,12 @@ def test_every_example_validates(document: dict[str, Any]) -> None:
 
 def test_every_job_example_is_accepted_as_it_stands(
     client: FlaskClient,
-    tenant: Tenant,
     make_model: Callable[..., Any],
     upload: Callable[..., Any],
     make_archive: Callable[..., bytes],
 ) -> None:
     make_model("starter-diffusion")
-    gan = {"resolution": 64, "labels": ["red"], "style_layers": 16, "default_truncation_psi": 0.7}
-    make_model("my-gan", tenant_id=tenant.id, family=Family.GAN, architecture="stylegan3-t", parameters=gan)
+    make_model("starter-gan", family=Family.GAN, architecture="r3gan", parameters=dict(starter.GAN.parameters))
     for number, name in enumerate(("starter-brand", "starter-logos-heldout")):
         upload(client, name, make_archive(names=tuple(f"a/{i}.png" for i in range(32 + number))))
     for example in JOB_EXAMPLES:
