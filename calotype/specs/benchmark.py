@@ -81,7 +81,10 @@ class Benchmark(Request):
                 {
                     "kind": "benchmark",
                     "input": {
-                        "contenders": [{"family": "diffusion", "model": "starter-diffusion"}],
+                        "contenders": [
+                            {"family": "diffusion", "model": "starter-diffusion"},
+                            {"family": "gan", "model": "starter-gan"},
+                        ],
                         "dataset": "starter-logos-heldout",
                         "num_samples": 100,
                     },

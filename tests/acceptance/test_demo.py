@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,19 +41,26 @@ def test_the_demo_runs_from_nothing_and_leaves_images_report_and_summary(
     summary = json.loads((output / "summary.json").read_text())
     assert {job["kind"] for job in summary["jobs"]} == {"generate", "train", "benchmark"}
     assert {job["state"] for job in summary["jobs"]} == {"succeeded"}
-    assert len(summary["images"]) == 16 + 8
+    assert Counter(image["model"] for image in summary["images"]) == {
+        "starter-diffusion@1": 16 + 8,
+        "starter-gan@1": 16,
+    }
     for image in summary["images"]:
         path = output / image["path"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image["sha256"]
         with Image.open(path) as opened:
             assert opened.size == (image["width"], image["height"])
     columns = summary["decision_matrix"]["columns"]
-    assert [column["name"] for column in columns] == ["starter", "starter + brand LoRA"]
+    assert [column["name"] for column in columns] == ["starter-diffusion", "starter-gan"]
+    measured = {row["key"] for row in summary["decision_matrix"]["rows"]}
+    assert all(set(column["values"]) == measured for column in columns)
     assert summary["starter_first_image_seconds"] < 60
-    for sheet in ("starter.png", "brand.png"):
+    for sheet in ("starter.png", "gan.png", "brand.png"):
         with Image.open(output / sheet) as opened:
             opened.verify()
     page = (output / "report.html").read_text()
+    assert page.count('src="data:image/png') == 3
+    assert "<th>starter-diffusion</th><th>starter-gan</th>" in page
     assert not re.search(r"\b(?:src|href)=.?(?:https?:|//)", page)
     assert DataDir(data_dir).running() is None
     assert not [line for line in command_lines() if str(data_dir) in line]

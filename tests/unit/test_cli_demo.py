@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import starter
 from calotype import specs
 from calotype.cli.demo import plan, report
 from calotype.cli.demo.sheets import Picture, contact_sheet
@@ -48,12 +49,45 @@ def image(tmp_path: Path) -> Path:
 def test_every_job_of_the_plan_is_a_valid_request(sizes: plan.Sizes) -> None:
     specs.parse(plan.generate(plan.PROMPTS[0], sizes))
     specs.parse(plan.generate(plan.PROMPTS[0], sizes, "demo-brand@1"))
+    specs.parse(plan.generate_with_gan(plan.LABELS[0], sizes))
     specs.parse(plan.train(sizes))
-    specs.parse(plan.benchmark(sizes, "demo-brand@1"))
+    specs.parse(plan.benchmark(sizes))
 
 
-def test_the_starter_makes_sixteen_images() -> None:
-    assert len(plan.PROMPTS) * plan.FULL.images_per_prompt == 16
+def test_either_family_makes_sixteen_images() -> None:
+    for asked in (plan.PROMPTS, plan.LABELS):
+        assert len(set(asked)) * plan.FULL.images_per_prompt == 16
+
+
+def test_the_gan_is_asked_for_colours_that_it_knows() -> None:
+    assert set(plan.LABELS) <= set(starter.GAN_LABELS)
+    first = [prompt.split()[0] for prompt in plan.PROMPTS]
+    assert plan.LABELS[:6] == tuple(first[:6])
+
+
+def test_the_benchmark_compares_diffusion_with_gan_on_logos_that_neither_has_seen() -> None:
+    asked = plan.benchmark(plan.FULL)["input"]
+    assert [(one["family"], one["model"]) for one in asked["contenders"]] == [
+        ("diffusion", starter.DIFFUSION_MODEL),
+        ("gan", starter.GAN_MODEL),
+    ]
+    assert asked["dataset"] == starter.HELDOUT_DATASET
+
+
+def test_every_job_of_the_plan_waits_in_a_queue_that_is_looked_at() -> None:
+    jobs = [
+        plan.generate(plan.PROMPTS[0], plan.FULL),
+        plan.generate_with_gan(plan.LABELS[0], plan.FULL),
+        plan.train(plan.FULL),
+        plan.benchmark(plan.FULL),
+    ]
+    parsed = [specs.parse(job) for job in jobs]
+    assert {f"{one.family}.{one.kind}" for one in parsed} == set(plan.QUEUES)
+
+
+def test_a_job_goes_by_its_prompt_or_by_its_label() -> None:
+    assert plan.words(plan.generate("blue bird logo", plan.QUICK)) == "blue bird logo"
+    assert plan.words(plan.generate_with_gan("blue", plan.QUICK)) == "blue"
 
 
 def test_a_contact_sheet_has_a_tile_for_every_picture(image: Path, tmp_path: Path) -> None:
@@ -76,6 +110,7 @@ def test_the_summary_names_jobs_images_and_matrix(image: Path, tmp_path: Path) -
 
     assert summary["jobs"][0]["seconds"] == 2.5
     assert summary["images"][0]["path"] == "one.png"
+    assert (summary["images"][0]["prompt"], summary["images"][0]["label"]) == ("blue bird logo", None)
     assert summary["images"][0]["sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
     assert summary["decision_matrix"] == MATRIX
     assert summary["starter_first_image_seconds"] == 3.21
@@ -94,9 +129,9 @@ def test_the_page_needs_nothing_beside_itself_and_escapes_names(image: Path, tmp
     summary = report.summary([report.job_entry(JOB)], [], MATRIX, 1.0)
     page = tmp_path / "report.html"
 
-    report.write_html(summary, {"starter": image, "brand": image}, "<p class='x'>plots</p>", page)
+    report.write_html(summary, {"starter": image, "gan": image, "brand": image}, "<p class='x'>plots</p>", page)
 
     html = page.read_text()
-    assert re.findall(r"\b(?:src|href)=(\S{11})", html) == ['"data:image'] * 2
+    assert re.findall(r"\b(?:src|href)=(\S{11})", html) == ['"data:image'] * 3
     assert "tuned &lt;b&gt;" in html
     assert 'srcdoc="&lt;p class=&#x27;x&#x27;&gt;plots' in html

@@ -20,7 +20,7 @@ def demo(
     url: Url = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Generate, fine-tune, generate again and benchmark, with real jobs; leaves a report.
+    """Generate with diffusion and GAN, fine-tune, generate again and benchmark, with real jobs; leaves a report.
 
     Uses the stack that runs here, else starts one and stops it again.
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ BRAND_PROMPTS = (
     "orange solid square logo",
     "green solid square logo",
 )
-#: Two images of each.
+#: Two images of each, as of each label below.
 PROMPTS = (
     "blue bird logo",
     "orange round logo",
@@ -22,8 +23,12 @@ PROMPTS = (
     "black letter logo",
     *BRAND_PROMPTS,
 )
+#: Of the GAN, which is asked for a colour instead: the first colours of those prompts, and teal.
+LABELS = ("blue", "orange", "red", "black", "purple", "pink", "green", "teal")
 BRAND_MODEL = "demo-brand"
 SEED = 7
+#: Where the demo's jobs wait.
+QUEUES = ("diffusion.generate", "gan.generate", "diffusion.train", "diffusion.benchmark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +73,19 @@ def generate(prompt: str, sizes: Sizes, adapter: str | None = None) -> dict[str,
     }
     if adapter is not None:
         asked["adapters"] = [{"model": adapter}]
-    # Shown how they are made, also to who runs the demo twice.
-    return {**_job("generate", asked), "cache": "bypass"}
+    return _made_anew(_job("generate", asked))
+
+
+def generate_with_gan(label: str, sizes: Sizes) -> dict[str, Any]:
+    """Images of one colour."""
+    asked = {"label": label, "num_images": sizes.images_per_prompt, "seed": SEED + 100 * LABELS.index(label)}
+    return _made_anew({**_job("generate", asked), "family": "gan", "model": starter.GAN_MODEL})
+
+
+def words(spec: Mapping[str, Any]) -> str:
+    """What a generate job of the demo was asked for: its prompt, or its label."""
+    asked: str = spec["input"]["label" if spec["family"] == "gan" else "prompt"]
+    return asked
 
 
 def train(sizes: Sizes) -> dict[str, Any]:
@@ -91,16 +107,15 @@ def train(sizes: Sizes) -> dict[str, Any]:
     )
 
 
-def benchmark(sizes: Sizes, adapter: str) -> dict[str, Any]:
-    """Both contenders against logos that neither has seen."""
-    contender = {"family": "diffusion", "model": starter.DIFFUSION_MODEL, "steps": sizes.steps}
+def benchmark(sizes: Sizes) -> dict[str, Any]:
+    """Diffusion and GAN against logos that neither has seen."""
     return {
         "kind": "benchmark",
         "metadata": {"from": "calotype demo"},
         "input": {
             "contenders": [
-                {**contender, "name": "starter"},
-                {**contender, "name": "starter + brand LoRA", "adapters": [{"model": adapter}]},
+                {"family": "diffusion", "model": starter.DIFFUSION_MODEL, "steps": sizes.steps},
+                {"family": "gan", "model": starter.GAN_MODEL},
             ],
             "dataset": sizes.reference,
             "num_samples": sizes.samples,
@@ -119,3 +134,8 @@ def _job(kind: str, asked: dict[str, Any]) -> dict[str, Any]:
         "metadata": {"from": "calotype demo"},
         "input": asked,
     }
+
+
+def _made_anew(job: dict[str, Any]) -> dict[str, Any]:
+    """Shown how its images are made, also to who runs the demo twice."""
+    return {**job, "cache": "bypass"}

@@ -34,14 +34,17 @@ def job_entry(job: Mapping[str, Any]) -> Json:
 
 
 def image_entry(job: Mapping[str, Any], artifact: Mapping[str, Any], path: Path, root: Path) -> Json:
-    """An image as `summary.json` lists it; the digest is of the file on this disk."""
+    """An image as `summary.json` lists it: of a prompt or of a label; the digest is of the file on this disk."""
+    asked = job["spec"]["input"]
     return {
         "path": path.relative_to(root).as_posix(),
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
         "width": artifact["width"],
         "height": artifact["height"],
         "seed": artifact["seed"],
-        "prompt": job["spec"]["input"]["prompt"],
+        "model": job["model"],
+        "prompt": asked.get("prompt"),
+        "label": asked.get("label"),
         "job": job["id"],
     }
 
@@ -99,8 +102,10 @@ def write_html(content: Json, sheets: Mapping[str, Path], benchmark_page: str | 
         f"{len(content['jobs'])} jobs, {len(content['images'])} images, made {escape(content['made_at'])}.</p>",
         "<h2>Which model?</h2>",
         _html_table(matrix_heads(matrix), matrix_rows(matrix)),
-        "<h2>Images of the starter model</h2>",
-        _image(sheets["starter"], "Contact sheet of the starter model"),
+        "<h2>Images of the diffusion model, by prompt</h2>",
+        _image(sheets["starter"], "Contact sheet of the diffusion model"),
+        "<h2>Images of the GAN, by colour</h2>",
+        _image(sheets["gan"], "Contact sheet of the GAN"),
         "<h2>Before and after fine-tuning on a brand</h2>",
         _image(sheets["brand"], "The brand's prompts before and after fine-tuning"),
         "<h2>Jobs</h2>",

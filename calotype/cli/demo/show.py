@@ -48,12 +48,14 @@ def run(target: Target, output: Path, *, quick: bool) -> None:
     with Client(target.url, target.api_key) as client:
         _check_workers(client)
         demo = Demo(client, output, sizes, err())
-        before = _generate(demo, "starter", plan.PROMPTS, None, "1/4  images from the starter model")
+        before = _generate_starter(demo)
+        of_gan = _generate_with_gan(demo)
         adapter = _train(demo)
-        after = _generate(demo, "brand", plan.BRAND_PROMPTS, adapter, "3/4  images from the fine-tuned model")
-        benchmark, details = _benchmark(demo, adapter)
-    sheets = {"starter": output / "starter.png", "brand": output / "brand.png"}
+        after = _generate_brand(demo, adapter)
+        benchmark, details = _benchmark(demo)
+    sheets = {name: output / f"{name}.png" for name in ("starter", "gan", "brand")}
     contact_sheet(in_order(before, plan.PROMPTS), sheets["starter"])
+    contact_sheet(in_order(of_gan, plan.LABELS), sheets["gan"])
     contact_sheet(before_and_after(before, after), sheets["brand"])
     matrix = benchmark["result"]["decision_matrix"]
     summary = report.summary(demo.jobs, demo.images, matrix, demo.first_image_seconds)
@@ -62,10 +64,23 @@ def run(target: Target, output: Path, *, quick: bool) -> None:
     _tell(demo, matrix, time.monotonic() - started)
 
 
-def _generate(demo: Demo, name: str, prompts: Iterable[str], adapter: str | None, title: str) -> list[Picture]:
-    _headline(demo, title)
+def _generate_starter(demo: Demo) -> list[Picture]:
+    _headline(demo, "1/5  images from the starter diffusion model")
+    return _generate(demo, "starter", [plan.generate(prompt, demo.sizes) for prompt in plan.PROMPTS])
+
+
+def _generate_with_gan(demo: Demo) -> list[Picture]:
+    _headline(demo, "2/5  images from the starter GAN")
+    return _generate(demo, "gan", [plan.generate_with_gan(label, demo.sizes) for label in plan.LABELS])
+
+
+def _generate_brand(demo: Demo, adapter: str) -> list[Picture]:
+    _headline(demo, "4/5  images from the fine-tuned model")
+    return _generate(demo, "brand", [plan.generate(prompt, demo.sizes, adapter) for prompt in plan.BRAND_PROMPTS])
+
+
+def _generate(demo: Demo, name: str, specs: list[dict[str, Any]]) -> list[Picture]:
     asked_at = time.monotonic()
-    specs = [plan.generate(prompt, demo.sizes, adapter) for prompt in prompts]
     pictures: list[Picture] = []
 
     def fetch(job: dict[str, Any]) -> None:
@@ -75,7 +90,7 @@ def _generate(demo: Demo, name: str, prompts: Iterable[str], adapter: str | None
         for path, artifact in zip(paths, job["artifacts"], strict=True):
             if artifact["content_type"].startswith("image/"):
                 demo.images.append(report.image_entry(job, artifact, path, demo.output))
-                pictures.append(Picture(path, job["spec"]["input"]["prompt"]))
+                pictures.append(Picture(path, plan.words(job["spec"])))
 
     _run_jobs(demo, specs, on_success=fetch)
     return pictures
@@ -84,14 +99,14 @@ def _generate(demo: Demo, name: str, prompts: Iterable[str], adapter: str | None
 def _check_workers(client: Client) -> None:
     """DemoFailedError when a job of the demo would wait for ever."""
     idle = [queue["name"] for queue in client.queues() if queue["workers"] == 0]
-    unserved = sorted({f"diffusion.{kind}" for kind in ("generate", "train", "benchmark")} & set(idle))
+    unserved = sorted(set(plan.QUEUES) & set(idle))
     if unserved:
         raise DemoFailedError(f"No worker serves {', '.join(unserved)}; start one with `calotype worker`.")
 
 
-def in_order(pictures: Iterable[Picture], prompts: Sequence[str]) -> list[Picture]:
-    """The pictures in the order of the prompts that they were made from."""
-    return sorted(pictures, key=lambda picture: prompts.index(picture.caption))
+def in_order(pictures: Iterable[Picture], words: Sequence[str]) -> list[Picture]:
+    """The pictures in the order of the prompts or labels that they were made from."""
+    return sorted(pictures, key=lambda picture: words.index(picture.caption))
 
 
 def before_and_after(before: Sequence[Picture], after: Sequence[Picture]) -> list[Picture]:
@@ -104,16 +119,16 @@ def before_and_after(before: Sequence[Picture], after: Sequence[Picture]) -> lis
 
 
 def _train(demo: Demo) -> str:
-    _headline(demo, "2/4  fine-tuning it on a brand with a LoRA")
+    _headline(demo, "3/5  fine-tuning the diffusion model on a brand with a LoRA")
     job = _run_jobs(demo, [plan.train(demo.sizes)])[0]
     model: str = job["result"]["model"]
     return model
 
 
-def _benchmark(demo: Demo, adapter: str) -> tuple[dict[str, Any], str | None]:
+def _benchmark(demo: Demo) -> tuple[dict[str, Any], str | None]:
     """The job, and the HTML report it published."""
-    _headline(demo, "4/4  benchmark of both against logos they have never seen")
-    job = _run_jobs(demo, [plan.benchmark(demo.sizes, adapter)])[0]
+    _headline(demo, "5/5  benchmark of diffusion and GAN against logos that neither has seen")
+    job = _run_jobs(demo, [plan.benchmark(demo.sizes)])[0]
     paths = demo.client.download(job, demo.output / "benchmark")
     pages = [path for path in paths if path.suffix == ".html"]
     return job, pages[0].read_text(encoding="utf-8") if pages else None
@@ -148,7 +163,7 @@ def _why(job: dict[str, Any]) -> str:
 
 def _clear(output: Path) -> None:
     # Only what an earlier demo left: the folder may be anybody's.
-    for name in ("starter", "brand", "benchmark"):
+    for name in ("starter", "gan", "brand", "benchmark"):
         shutil.rmtree(output / name, ignore_errors=True)
     output.mkdir(parents=True, exist_ok=True)
 
@@ -164,7 +179,8 @@ def _tell(demo: Demo, matrix: report.Matrix, seconds: float) -> None:
     console.print(f"\n{len(demo.jobs)} jobs, {len(demo.images)} images, {seconds:.0f} s; look at")
     for name, what in (
         ("report.html", "everything on one page"),
-        ("starter.png", "the starter's images"),
+        ("starter.png", "images of the diffusion model, by prompt"),
+        ("gan.png", "images of the GAN, by colour"),
         ("brand.png", "the brand's prompts before and after fine-tuning"),
         ("summary.json", "the same for programs"),
     ):
