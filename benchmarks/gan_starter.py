@@ -33,7 +33,7 @@ Speeds = Mapping[tuple[str, int], float]
 
 
 def folder() -> Path:
-    return starter.diffusion_dir().with_name("gan")
+    return starter.gan_dir()
 
 
 def is_there() -> bool:

@@ -4,7 +4,8 @@
 
 *Sharper*: a running mean of generators is less sure than any of them where an edge lies. Its shares are made surer.
 *Wider*: the latents count more, since few thousand logos teach a generator less variety than they have.
-How much of both, was chosen by the distance to the training logos.
+How much of both was chosen among a handful of settings, with the distances to training and held-out logos in view; the
+two ranked them alike.
 
 *Colours*: the discriminator learns what a colour word means from the same logos and is vague at the borders: an olive
 one passes for a green one. Where those borders lie is known (`starter/colours.py`). So the two small layers that choose
