@@ -231,10 +231,13 @@ def records_of(file: Path) -> Iterator[bytes]:
 def test_wandb_gets_the_run_under_the_jobs_id_and_its_key_is_written_nowhere(
     tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    # The client reads its variables once a process, and libraries that other tests load have made it do so already.
+    wandb.teardown()
     folder = tmp_path / "kept"
     folder.mkdir()
     settings = Settings(tracker="wandb", tracker_key=KEY, tracker_project="brands", tracker_url="http://127.0.0.1:9")
