@@ -15,8 +15,9 @@ RUNS = ROOT / "build" / "benchmarks"
 
 HEAD = """# Performance
 
-Written by `make bench` (`python -m benchmarks`); not to be edited by hand. Every number comes from real services on
-loopback: a durable Postgres, Redis and an S3 endpoint, all on the machine that also runs the clients. Absolute times
+Written by `make bench` (`python -m benchmarks`); not to be edited by hand. The queue is measured on real services
+on loopback: a durable Postgres, Redis and an S3 endpoint, all on the machine that also runs the clients; models alone
+are measured without them. Absolute times
 say something about that machine; the ratios within a table come from one run, side by side, and say something about the
 code. The baseline is a plain Flask, Celery and SQLAlchemy service with the same server settings, in
 `benchmarks/baseline/`; the second peer is procrastinate on the same Postgres.
