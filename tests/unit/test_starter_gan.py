@@ -12,8 +12,6 @@ from starter.colours import first_colour
 from worker.families.gan.sampling import Sampler, make_sampler, to_images
 from worker.families.gan.stored import build_discriminator, load_generator, load_weights, read_description
 
-pytestmark = pytest.mark.skipif(not starter.gan_dir().is_dir(), reason="the GAN is not among the assets")
-
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
